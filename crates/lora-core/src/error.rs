@@ -1,0 +1,155 @@
+//! What can go wrong when adapters are configured, attached, merged, read or written.
+
+use std::path::{Path, PathBuf};
+
+/// The result of this crate's fallible functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of this crate: opaque, so that kinds can be added; look into it with [`Error::kind`].
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Error(Box<ErrorKind>);
+
+impl Error {
+    /// What went wrong.
+    pub fn kind(&self) -> &ErrorKind {
+        &self.0
+    }
+
+    pub(crate) fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        ErrorKind::Io { path: path.as_ref().to_owned(), source }.into()
+    }
+
+    pub(crate) fn setting(
+        name: &'static str,
+        expected: impl Into<String>,
+        found: impl ToString,
+    ) -> Self {
+        ErrorKind::Setting { name, expected: expected.into(), found: found.to_string() }.into()
+    }
+
+    pub(crate) fn malformed(
+        path: impl AsRef<Path>,
+        place: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> Self {
+        ErrorKind::Malformed {
+            path: path.as_ref().to_owned(),
+            place: place.into(),
+            expected: expected.into(),
+            found: found.into(),
+        }
+        .into()
+    }
+}
+
+impl From<ErrorKind> for Error {
+    fn from(kind: ErrorKind) -> Self {
+        Self(Box::new(kind))
+    }
+}
+
+/// The kinds of [`Error`]. Each says where, what was expected and what was found.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A setting has a value that cannot be used.
+    #[error("{name}: expected {expected}, found {found}")]
+    Setting {
+        /// The setting, in [`LoraConfig`](crate::LoraConfig)'s words.
+        name: &'static str,
+        /// What it may be.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// An entry of the target list matches no layer, even if others do.
+    #[error(
+        "target_modules: '{entry}' matches no linear layer of this model; {}",
+        nearest_names(nearest)
+    )]
+    TargetNotFound {
+        /// The entry.
+        entry: String,
+        /// Names that the model does have, the most similar first.
+        nearest: Vec<String>,
+    },
+    /// A layer that should get an adapter has one already.
+    #[error("{path}: expected a layer without an adapter, found one with an adapter")]
+    AlreadyAdapted {
+        /// The layer.
+        path: String,
+    },
+    /// A layer is merged and should not be.
+    #[error("{path}: expected an unmerged layer, found a merged one; unmerge it first")]
+    AlreadyMerged {
+        /// The layer; empty for a layer that stands alone.
+        path: String,
+    },
+    /// A layer is not merged and should be.
+    #[error("{path}: expected a merged layer, found one that is not merged")]
+    NotMerged {
+        /// The layer; empty for a layer that stands alone.
+        path: String,
+    },
+    /// A merge would have written NaN or infinity; nothing was changed.
+    #[error("{path}: expected finite merged weights, found NaN or infinity; nothing was merged")]
+    NonFinite {
+        /// The layer; empty for a layer that stands alone.
+        path: String,
+    },
+    /// A file or folder could not be read or written.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system answered.
+        source: std::io::Error,
+    },
+    /// A folder that should be new is there already.
+    #[error("{path} exists already; choose another folder or remove it", path = path.display())]
+    Exists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// An adapter file is damaged, or is not what its name says.
+    #[error("{path}: {place}: expected {expected}, found {found}", path = path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where in it: a field, a tensor.
+        place: String,
+        /// What the format asks for there.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
+    /// An adapter's config asks for something that would change the mathematics and is not known here.
+    #[error("{path}: {field} = {found} is not supported; {supported}", path = path.display())]
+    UnsupportedField {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: String,
+        /// Its value.
+        found: String,
+        /// What would work.
+        supported: String,
+    },
+    /// An adapter's tensors do not fit the model; nothing was changed.
+    #[error("{path}: the adapter does not fit the model: {}", problems.join("; "), path = path.display())]
+    AdapterMismatch {
+        /// The adapter's folder.
+        path: PathBuf,
+        /// One line for each missing, unused or mis-shaped tensor.
+        problems: Vec<String>,
+    },
+}
+
+fn nearest_names(nearest: &[String]) -> String {
+    if nearest.is_empty() {
+        return "the model has no adaptable linear layer".to_owned();
+    }
+    format!("the nearest names are {}", nearest.join(", "))
+}

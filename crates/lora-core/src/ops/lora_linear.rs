@@ -1,0 +1,217 @@
+//! y = x W + scaling (x A) B as one differentiable operation.
+//!
+//! With g = dL/dy:
+//!
+//! - dB = (scaling x A)^T g, `[rank, d_output]`
+//! - dA = x^T (scaling g B^T), `[d_input, rank]`
+//! - dx = g W^T + (scaling g B^T) A^T, `[rows, d_input]`
+//!
+//! W is a constant: no gradient of its shape is ever formed, nor the product A·B. What is kept
+//! between the passes is x (which the layer's caller holds anyway) and scaling·xA, `[rows, rank]`.
+
+// burn-ndarray and burn-tch are deprecated in 0.22, and the features that name them are opt-in.
+#![allow(deprecated)]
+
+use burn::backend::autodiff::{
+    Autodiff, NodeId,
+    checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+    grads::Gradients,
+    ops::{Backward, Ops, OpsKind},
+};
+use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
+use burn::tensor::Tensor;
+
+/// The operations that a backend may do better than their definitions.
+#[backend_extension(
+    Flex: cfg(feature = "flex"),
+    NdArray: cfg(feature = "ndarray"),
+    LibTorch: cfg(feature = "tch"),
+    Cube: cfg(feature = "cubecl"),
+    Autodiff,
+    Fusion: cfg(feature = "cubecl")
+)]
+pub trait LoraOps: Backend {
+    /// x W + scaling (x A) B, all of rank 2.
+    #[fusion(default)]
+    fn lora_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        lora_a: FloatTensor<Self>,
+        lora_b: FloatTensor<Self>,
+        scaling: f64,
+    ) -> FloatTensor<Self> {
+        let down = Self::float_mul_scalar(Self::float_matmul(x.clone(), lora_a), scaling.into());
+        Self::add_product(Self::float_matmul(x, weight), down, lora_b)
+    }
+
+    /// y + left · right, for a product of small inner size: y `[rows, columns]`, left
+    /// `[rows, rank]`, right `[rank, columns]`.
+    #[fusion(default)]
+    fn add_product(
+        y: FloatTensor<Self>,
+        left: FloatTensor<Self>,
+        right: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        Self::float_add(y, Self::float_matmul(left, right))
+    }
+}
+
+#[cfg(feature = "flex")]
+impl LoraOps for burn::backend::Flex {
+    /// In blocks of rows: a product as large as y would double the memory of y, and would leave the
+    /// cache before it is added.
+    fn add_product(
+        y: FloatTensor<Self>,
+        left: FloatTensor<Self>,
+        right: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        use burn::backend::TensorMetadata;
+        use burn::backend::ops::FloatTensorOps;
+        use burn::tensor::Slice;
+
+        /// f32 values of the product that are formed at a time: 1 MiB, about an L2 cache.
+        const BLOCK_VALUES: usize = 256 * 1024;
+
+        let [rows, columns] = [y.shape()[0], y.shape()[1]];
+        let block = (BLOCK_VALUES / columns.max(1)).max(1);
+        (0..rows).step_by(block).fold(y, |y, start| {
+            let range = Slice::from(start..rows.min(start + block));
+            let product =
+                Self::float_matmul(Self::float_slice(left.clone(), &[range]), right.clone());
+            // The view of y ends in the sum, so y has one owner again and is written in place.
+            let sum = Self::float_add(product, Self::float_slice(y.clone(), &[range]));
+            Self::float_slice_assign(y, &[range], sum)
+        })
+    }
+}
+
+#[cfg(feature = "ndarray")]
+impl LoraOps for burn::backend::NdArray {}
+
+#[cfg(feature = "tch")]
+impl LoraOps for burn::backend::LibTorch {}
+
+#[cfg(feature = "cubecl")]
+impl LoraOps for burn_cubecl::CubeBackend {}
+
+#[derive(Debug)]
+struct LoraLinearBackward;
+
+#[derive(Debug, Clone)]
+struct Saved<B: Backend> {
+    x: NodeId,              // [rows, d_input]
+    down: FloatTensor<B>,   // scaling x A, [rows, rank]
+    weight: FloatTensor<B>, // [d_input, d_output]
+    lora_a: FloatTensor<B>, // [d_input, rank]
+    lora_b: FloatTensor<B>, // [rank, d_output]
+    scaling: f64,
+}
+
+impl<B: Backend + LoraOps> Backward<B, 3> for LoraLinearBackward {
+    type State = Saved<B>;
+
+    fn backward(
+        self,
+        ops: Ops<Saved<B>, 3>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let [node_x, node_a, node_b] = ops.parents;
+        let g = grads.consume::<B>(&ops.node); // [rows, d_output]
+        let saved = ops.state;
+        let x: FloatTensor<B> = checkpointer.retrieve_node_output(saved.x);
+
+        if let Some(node) = node_b {
+            let db = B::float_matmul(B::float_transpose(saved.down), g.clone());
+            grads.register::<B>(node.id, db);
+        }
+        if node_a.is_none() && node_x.is_none() {
+            return;
+        }
+        let up = B::float_matmul(g.clone(), B::float_transpose(saved.lora_b));
+        let up = B::float_mul_scalar(up, saved.scaling.into()); // scaling g B^T, [rows, rank]
+        if let Some(node) = node_a {
+            let da = B::float_matmul(B::float_transpose(x), up.clone());
+            grads.register::<B>(node.id, da);
+        }
+        if let Some(node) = node_x {
+            let dx = B::float_matmul(g, B::float_transpose(saved.weight));
+            let dx = B::add_product(dx, up, B::float_transpose(saved.lora_a));
+            grads.register::<B>(node.id, dx);
+        }
+    }
+}
+
+impl<B: Backend + LoraOps, C: CheckpointStrategy> LoraOps for Autodiff<B, C> {
+    fn lora_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        lora_a: FloatTensor<Self>,
+        lora_b: FloatTensor<Self>,
+        scaling: f64,
+    ) -> FloatTensor<Self> {
+        let prepared = LoraLinearBackward
+            .prepare::<C>([x.node(), lora_a.node(), lora_b.node()])
+            .compute_bound()
+            .stateful();
+        match prepared {
+            OpsKind::Tracked(mut prepared) => {
+                let node_x = prepared.checkpoint(&x);
+                let (x, weight) = (x.into_primitive(), weight.into_primitive());
+                let (lora_a, lora_b) = (lora_a.into_primitive(), lora_b.into_primitive());
+                let down = B::float_matmul(x.clone(), lora_a.clone());
+                let down = B::float_mul_scalar(down, scaling.into());
+                let y = B::float_matmul(x, weight.clone());
+                let y = B::add_product(y, down.clone(), lora_b.clone());
+                prepared.finish(Saved { x: node_x, down, weight, lora_a, lora_b, scaling }, y)
+            }
+            OpsKind::UnTracked(prepared) => prepared.finish(B::lora_linear(
+                x.into_primitive(),
+                weight.into_primitive(),
+                lora_a.into_primitive(),
+                lora_b.into_primitive(),
+                scaling,
+            )),
+        }
+    }
+}
+
+/// y = x W + scaling (x A) B, where W gets no gradient.
+///
+/// # Shapes
+/// - `x` `[rows, d_input]`, `weight` `[d_input, d_output]`
+/// - `lora_a` `[d_input, rank]`, `lora_b` `[rank, d_output]`
+/// - output `[rows, d_output]`
+///
+/// # Panics
+/// When the shapes do not fit each other, or the device's backend was not compiled into this crate
+/// (Cargo features `flex`, `ndarray`, `tch`, `wgpu`, `vulkan`, `metal`, `cuda`).
+///
+/// Source: "LoRA: Low-Rank Adaptation of Large Language Models",
+/// [arXiv:2106.09685](https://arxiv.org/abs/2106.09685).
+pub fn lora_linear(
+    x: Tensor<2>,
+    weight: Tensor<2>,
+    lora_a: Tensor<2>,
+    lora_b: Tensor<2>,
+    scaling: f64,
+) -> Tensor<2> {
+    let ([_, d_input], [w_input, d_output]) = (x.dims(), weight.dims());
+    let ([a_input, rank], [b_rank, b_output]) = (lora_a.dims(), lora_b.dims());
+    assert!(
+        d_input == w_input && d_input == a_input && rank == b_rank && d_output == b_output,
+        "lora_linear: expected x [rows, d_input], W [d_input, d_output], A [d_input, rank] and \
+         B [rank, d_output], found x {:?}, W {:?}, A {:?} and B {:?}",
+        x.dims(),
+        weight.dims(),
+        lora_a.dims(),
+        lora_b.dims(),
+    );
+    Tensor::from_dispatch(<Dispatch as LoraOps>::lora_linear(
+        x.into_dispatch(),
+        weight.into_dispatch(),
+        lora_a.into_dispatch(),
+        lora_b.into_dispatch(),
+        scaling,
+    ))
+}

@@ -1,0 +1,25 @@
+//! Differentiable operations with a hand-written backward, one file each.
+
+mod lora_linear;
+
+use burn::tensor::Tensor;
+
+pub use lora_linear::lora_linear;
+
+/// Applies `f` to `input` with all axes but the last folded into rows.
+///
+/// A weight's gradient over unfolded batches would be formed once per batch and then summed.
+///
+/// # Shapes
+/// - input `[..., d_input]`, given to `f` as `[rows, d_input]`
+/// - output of `f` `[rows, d_output]`, given back as `[..., d_output]`
+pub(crate) fn fold_rows<const D: usize>(
+    input: Tensor<D>,
+    f: impl FnOnce(Tensor<2>) -> Tensor<2>,
+) -> Tensor<D> {
+    let mut dims = input.dims();
+    let rows = dims[..D - 1].iter().product();
+    let output = f(input.reshape([rows, dims[D - 1]]));
+    dims[D - 1] = output.dims()[1];
+    output.reshape(dims)
+}

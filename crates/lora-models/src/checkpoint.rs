@@ -1,0 +1,95 @@
+//! A model on disk: a Hugging Face folder or a GGUF file.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+
+use crate::config::DecoderConfig;
+use crate::decoder::Decoder;
+use crate::error::{Error, Result};
+use crate::gguf::GgufFile;
+use crate::hf::{SafetensorsFile, WEIGHTS_FILE, read_config};
+use crate::tokenizer::Tokenizer;
+use crate::weights::WeightSource;
+
+/// An opened model: its config and tokenizer are read, its weights are not yet.
+///
+/// ```no_run
+/// use lora_models::{Checkpoint, Sampling};
+///
+/// # #[cfg(feature = "flex")] {
+/// let checkpoint = Checkpoint::open("models/SmolLM2-135M-Instruct.Q4_1.gguf")?;
+/// let decoder = checkpoint.decoder(&burn::tensor::Device::flex())?;
+/// let prompt = checkpoint.tokenizer.encode("Once upon a time")?;
+/// let answer = decoder.generate(&prompt, 32, Sampling::Greedy, |_| {})?;
+/// println!("{}", checkpoint.tokenizer.decode(&answer)?);
+/// # }
+/// # Ok::<(), lora_models::Error>(())
+/// ```
+pub struct Checkpoint {
+    path: PathBuf,
+    /// Sizes and switches.
+    pub config: DecoderConfig,
+    /// Text to ids and back, and the chat template.
+    pub tokenizer: Tokenizer,
+    weights: Box<dyn WeightSource>,
+}
+
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checkpoint")
+            .field("path", &self.path)
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Checkpoint {
+    /// Opens a Hugging Face folder (`config.json`, `model.safetensors`, `tokenizer.json`) or a GGUF
+    /// file.
+    ///
+    /// # Errors
+    /// When `path` is neither, or a file is missing, damaged, or asks for something that this crate
+    /// does not have.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let kind = std::fs::metadata(path).map_err(|source| Error::io(path, source))?;
+        let (config, tokenizer, weights): (_, _, Box<dyn WeightSource>) = if kind.is_dir() {
+            let config = read_config(path)?;
+            let tokenizer = Tokenizer::from_folder(path)?;
+            (config, tokenizer, Box::new(SafetensorsFile::open(path.join(WEIGHTS_FILE))?))
+        } else {
+            let file = GgufFile::open(path)?;
+            let parts = file.tokenizer_parts()?;
+            let tokenizer = Tokenizer::new(
+                parts.tokenizer,
+                parts.chat_template,
+                parts.bos_token,
+                parts.eos_token,
+            )?;
+            (file.config()?, tokenizer, Box::new(file))
+        };
+        if tokenizer.vocab_size() > config.vocab_size {
+            return Err(Error::malformed(
+                path,
+                "the tokenizer",
+                format!("at most {} tokens, as the embedding has", config.vocab_size),
+                tokenizer.vocab_size().to_string(),
+            ));
+        }
+        Ok(Self { path: path.to_owned(), config, tokenizer, weights })
+    }
+
+    /// The folder or file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads the weights onto a device, in f32.
+    ///
+    /// # Errors
+    /// When a tensor is missing, unused, of another shape, or cannot be read.
+    pub fn decoder(&self, device: &Device) -> Result<Decoder> {
+        Decoder::from_weights(&self.config, self.weights.as_ref(), device)
+    }
+}

@@ -1,0 +1,125 @@
+//! What can go wrong when a model is read, written or spoken to.
+
+use std::path::{Path, PathBuf};
+
+/// The result of this crate's fallible functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of this crate: opaque, so that kinds can be added; look into it with [`Error::kind`].
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Error(Box<ErrorKind>);
+
+impl Error {
+    /// What went wrong.
+    pub fn kind(&self) -> &ErrorKind {
+        &self.0
+    }
+
+    pub(crate) fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        ErrorKind::Io { path: path.as_ref().to_owned(), source }.into()
+    }
+
+    pub(crate) fn malformed(
+        path: impl AsRef<Path>,
+        place: impl Into<String>,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> Self {
+        ErrorKind::Malformed {
+            path: path.as_ref().to_owned(),
+            place: place.into(),
+            expected: expected.into(),
+            found: found.into(),
+        }
+        .into()
+    }
+
+    pub(crate) fn unsupported(
+        path: impl AsRef<Path>,
+        what: impl Into<String>,
+        found: impl Into<String>,
+        supported: impl Into<String>,
+    ) -> Self {
+        ErrorKind::Unsupported {
+            path: path.as_ref().to_owned(),
+            what: what.into(),
+            found: found.into(),
+            supported: supported.into(),
+        }
+        .into()
+    }
+}
+
+impl From<ErrorKind> for Error {
+    fn from(kind: ErrorKind) -> Self {
+        Self(Box::new(kind))
+    }
+}
+
+/// The kinds of [`Error`]. Each says where, what was expected and what was found.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A file or folder could not be read or written.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system answered.
+        source: std::io::Error,
+    },
+    /// A file is damaged, or is not what its name says.
+    #[error("{path}: {place}: expected {expected}, found {found}", path = path.display())]
+    Malformed {
+        /// The file or folder.
+        path: PathBuf,
+        /// Where in it: a key, a tensor, a byte offset.
+        place: String,
+        /// What the format asks for there.
+        expected: String,
+        /// What stands there.
+        found: String,
+    },
+    /// A file is well-formed, but asks for something that this crate does not have.
+    #[error("{path}: {what} '{found}' is not supported; supported: {supported}", path = path.display())]
+    Unsupported {
+        /// The file or folder.
+        path: PathBuf,
+        /// What kind of thing: `model_type`, a tensor type, an activation.
+        what: String,
+        /// What the file asks for.
+        found: String,
+        /// What would work.
+        supported: String,
+    },
+    /// The tensors of a checkpoint are not those of the model that its config describes.
+    #[error("{path}: the tensors do not fit config.json: {problems}", path = path.display(), problems = problems.join("; "))]
+    Weights {
+        /// The file or folder.
+        path: PathBuf,
+        /// One line for each missing, unused or mis-shaped tensor.
+        problems: Vec<String>,
+    },
+    /// The tokenizer could not be built, or could not encode or decode.
+    #[error("{place}: {reason}")]
+    Tokenizer {
+        /// The file, or the operation.
+        place: String,
+        /// What the `tokenizers` crate answered.
+        reason: String,
+    },
+    /// A chat template could not be parsed or rendered.
+    #[error("chat template: {0}; check chat_template in tokenizer_config.json")]
+    Template(#[from] minijinja::Error),
+    /// A prompt or a setting cannot be used with this model.
+    #[error("{what}: expected {expected}, found {found}")]
+    Argument {
+        /// The argument.
+        what: &'static str,
+        /// What it may be.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+}

@@ -1,0 +1,288 @@
+//! An open GGUF file: its keys at once, its tensors' bytes when asked for.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use super::header::{Header, TensorInfo};
+use super::names::{self, Naming, Rows};
+use super::value::Value;
+use crate::error::{Error, Result};
+
+/// llama.cpp's tensor of factors by which the rotary frequencies are divided (Llama 3.1 and later).
+pub(super) const ROPE_FREQS: &str = "rope_freqs.weight";
+
+/// A GGUF file, seen as a Hugging Face checkpoint through [`WeightSource`](crate::WeightSource).
+///
+/// Opening reads the header alone; each tensor's bytes are read when the tensor is asked for.
+///
+/// Tensors have the names and the layout of the Hugging Face checkpoint. A tensor for which no such
+/// name is known keeps llama.cpp's, so that a loader reports it as unused.
+///
+/// # Examples
+/// ```no_run
+/// use lora_models::{GgufFile, WeightSource};
+///
+/// # fn main() -> Result<(), lora_models::Error> {
+/// let file = GgufFile::open("models/SmolLM2-135M-Instruct.Q4_1.gguf")?;
+/// let config = file.config()?;
+/// let embedding = file.read("model.embed_tokens.weight")?;
+/// assert_eq!(embedding.shape, [config.vocab_size, config.hidden_size]);
+/// # Ok(())
+/// # }
+/// ```
+pub struct GgufFile {
+    path: PathBuf,
+    // Behind a lock, since a seek and the read after it must stay together.
+    file: Mutex<File>,
+    version: u32,
+    metadata: BTreeMap<String, Value>,
+    /// Under Hugging Face's names.
+    tensors: BTreeMap<String, Tensor>,
+}
+
+/// A tensor of the file.
+#[derive(Debug)]
+pub(super) struct Tensor {
+    /// llama.cpp's name, which the user finds in other tools.
+    pub(super) gguf_name: String,
+    pub(super) rows: Rows,
+    pub(super) info: TensorInfo,
+}
+
+impl GgufFile {
+    /// Opens a file, and reads and checks its header.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is truncated or otherwise malformed, is of an unknown version,
+    /// or has a tensor of a type that ggml did not have when this was written. A model that this
+    /// crate cannot run opens all the same: [`config`](Self::config) says so.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let io = |source| Error::io(path, source);
+        let mut file = File::open(path).map_err(io)?;
+        let file_bytes = file.metadata().map_err(io)?.len();
+        let header = Header::parse(BufReader::new(&mut file), file_bytes, path)?;
+
+        let mut opened = Self {
+            path: path.to_owned(),
+            file: Mutex::new(file),
+            version: header.version,
+            metadata: header.metadata,
+            tensors: BTreeMap::new(),
+        };
+        for (gguf_name, info) in header.tensors {
+            // Factors of one change nothing, and Hugging Face has no such tensor. Others stay among
+            // the names, so that nobody runs the model without them and never hears of it.
+            if gguf_name == ROPE_FREQS && opened.is_all_ones(&info)? {
+                continue;
+            }
+            opened.name(gguf_name, info)?;
+        }
+        Ok(opened)
+    }
+
+    /// The version of the format that the file was written in.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// Every key with its value.
+    pub fn metadata(&self) -> &BTreeMap<String, Value> {
+        &self.metadata
+    }
+
+    /// The string under `key`, or `None` when the file has no such key.
+    ///
+    /// # Errors
+    /// When the value is not a string.
+    pub fn string(&self, key: &str) -> Result<Option<&str>> {
+        self.get(key, "a string", Value::as_str)
+    }
+
+    /// The truth value under `key`, or `None` when the file has no such key.
+    ///
+    /// # Errors
+    /// When the value is not a truth value.
+    pub fn bool(&self, key: &str) -> Result<Option<bool>> {
+        self.get(key, "true or false", Value::as_bool)
+    }
+
+    /// The integer under `key`, of whatever width, or `None` when the file has no such key.
+    ///
+    /// # Errors
+    /// When the value is not an integer from 0 to 2^32 - 1.
+    pub fn u32(&self, key: &str) -> Result<Option<u32>> {
+        self.get(key, "an integer from 0 to 4294967295", |value| value.as_u64()?.try_into().ok())
+    }
+
+    /// The floating point number under `key`, or `None` when the file has no such key.
+    ///
+    /// # Errors
+    /// When the value is not a floating point number.
+    pub fn f64(&self, key: &str) -> Result<Option<f64>> {
+        self.get(key, "a floating point number", Value::as_f64)
+    }
+
+    /// The array of strings under `key`, or `None` when the file has no such key.
+    ///
+    /// # Errors
+    /// When the value is not an array of strings.
+    pub fn strings(&self, key: &str) -> Result<Option<Vec<&str>>> {
+        self.get(key, "an array of strings", |value| {
+            value.as_array()?.iter().map(Value::as_str).collect()
+        })
+    }
+
+    /// The array of integers under `key`, or `None` when the file has no such key.
+    ///
+    /// # Errors
+    /// When the value is not an array of integers from 0 to 2^32 - 1.
+    pub fn u32s(&self, key: &str) -> Result<Option<Vec<u32>>> {
+        self.get(key, "an array of integers from 0 to 4294967295", |value| {
+            value.as_array()?.iter().map(|value| value.as_u64()?.try_into().ok()).collect()
+        })
+    }
+
+    /// What `cast` makes of the value under `key`; `expected` says what it asks for.
+    fn get<'a, T>(
+        &'a self,
+        key: &str,
+        expected: &str,
+        cast: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>> {
+        let Some(value) = self.metadata.get(key) else {
+            return Ok(None);
+        };
+        match cast(value) {
+            Some(value) => Ok(Some(value)),
+            None => Err(self.malformed_key(key, expected, value.describe())),
+        }
+    }
+
+    /// Turns the absence of a key into an error.
+    pub(super) fn required<T>(&self, key: &str, value: Option<T>) -> Result<T> {
+        value.ok_or_else(|| self.malformed_key(key, "this key", "none"))
+    }
+
+    pub(super) fn malformed_key(
+        &self,
+        key: &str,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> Error {
+        Error::malformed(&self.path, format!("key '{key}'"), expected, found)
+    }
+
+    /// The tensors under Hugging Face's names.
+    pub(super) fn tensors(&self) -> &BTreeMap<String, Tensor> {
+        &self.tensors
+    }
+
+    pub(super) fn file_path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The values of a tensor in the file's own order of rows.
+    pub(super) fn values(&self, gguf_name: &str, info: &TensorInfo) -> Result<Vec<f32>> {
+        let mut bytes = vec![0; info.n_bytes]; // at most the file's size: the header was checked
+        // A thread that panicked while it held the lock leaves nothing half done: we seek anyway.
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.seek(SeekFrom::Start(info.offset))
+            .and_then(|_| file.read_exact(&mut bytes))
+            .map_err(|source| Error::io(&self.path, source))?;
+        drop(file); // others may read while we decode
+
+        info.block_type.dequantise(&bytes).ok_or_else(|| {
+            let what = format!("the type of tensor '{gguf_name}',");
+            let readable = super::blocks::BlockType::readable();
+            Error::unsupported(&self.path, what, info.block_type.name, readable)
+        })
+    }
+
+    fn is_all_ones(&self, info: &TensorInfo) -> Result<bool> {
+        Ok(self.values(ROPE_FREQS, info)?.iter().all(|&value| value == 1.0))
+    }
+
+    /// Files a tensor under its Hugging Face name.
+    fn name(&mut self, gguf_name: String, info: TensorInfo) -> Result<()> {
+        // Some tools write Hugging Face's names into GGUF files. Whether they also reorder the rows
+        // of q and k cannot be told, so they are refused rather than guessed at.
+        if gguf_name.starts_with("model.") || gguf_name.starts_with("lm_head.") {
+            let supported = "llama.cpp's names, such as 'blk.0.attn_q.weight'";
+            return Err(Error::unsupported(&self.path, "tensor name", gguf_name, supported));
+        }
+        let Naming { name, rows } = names::hugging_face(&gguf_name)
+            .unwrap_or_else(|| Naming { name: gguf_name.clone(), rows: Rows::Other });
+        self.tensors.insert(name, Tensor { gguf_name, rows, info });
+        Ok(())
+    }
+}
+
+impl fmt::Debug for GgufFile {
+    // The keys hold a whole vocabulary, which nobody wants to see in a message.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GgufFile")
+            .field("path", &self.path)
+            .field("version", &self.version)
+            .field("keys", &self.metadata.len())
+            .field("tensors", &self.tensors.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::writer::Writer;
+
+    fn open(writer: Writer) -> Result<GgufFile> {
+        GgufFile::open(writer.write().path())
+    }
+
+    #[test]
+    fn a_getter_answers_none_for_an_absent_key_and_names_a_mistyped_one() {
+        let file = open(Writer::new().key("word", "a").key("negative", -1_i32)).unwrap();
+        assert_eq!(file.string("word").unwrap(), Some("a"));
+        assert_eq!(file.string("absent").unwrap(), None);
+        let error = file.u32("word").unwrap_err().to_string();
+        assert!(error.contains("key 'word'") && error.contains("the string 'a'"), "{error}");
+        let error = file.u32("negative").unwrap_err().to_string();
+        assert!(error.contains("found -1"), "{error}");
+        let error = file.required("absent", None::<u32>).unwrap_err().to_string();
+        assert!(error.contains("key 'absent'"), "{error}");
+    }
+
+    #[test]
+    fn arrays_are_read_whole_or_refused() {
+        let file = open(
+            Writer::new()
+                .key("words", ["a", "b"])
+                .key("numbers", [3_i32, 4])
+                .key("negative", [3_i32, -4]),
+        )
+        .unwrap();
+        assert_eq!(file.strings("words").unwrap(), Some(vec!["a", "b"]));
+        assert_eq!(file.u32s("numbers").unwrap(), Some(vec![3, 4]));
+        assert!(file.u32s("words").is_err());
+        assert!(file.u32s("negative").is_err());
+        assert!(file.strings("numbers").is_err());
+    }
+
+    #[test]
+    fn tensors_already_in_hugging_face_names_are_refused() {
+        let writer = Writer::new().f32s("model.norm.weight", &[1], &[1.0]);
+        let error = open(writer).unwrap_err().to_string();
+        assert!(error.contains("tensor name 'model.norm.weight' is not supported"), "{error}");
+    }
+
+    #[test]
+    fn the_debug_form_is_short() {
+        let file = open(Writer::new().key("word", "a").f32s("t", &[1], &[1.0])).unwrap();
+        let text = format!("{file:?}");
+        assert!(text.contains("keys: 1, tensors: 1"), "{text}");
+    }
+}

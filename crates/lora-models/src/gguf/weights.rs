@@ -1,0 +1,123 @@
+//! A GGUF file as a source of weights in Hugging Face's layout.
+
+use std::path::Path;
+
+use super::names::Rows;
+use super::reader::{GgufFile, Tensor};
+use crate::error::{Error, Result};
+use crate::weights::{HostTensor, WeightSource};
+
+impl WeightSource for GgufFile {
+    fn path(&self) -> &Path {
+        self.file_path()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.tensors().keys().cloned().collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.tensors().get(name).map(|tensor| tensor.info.shape.clone())
+    }
+
+    fn read(&self, name: &str) -> Result<HostTensor> {
+        let tensor = self.tensors().get(name).ok_or_else(|| {
+            Error::malformed(self.file_path(), format!("tensor '{name}'"), "such a tensor", "none")
+        })?;
+        let heads = self.reordered_heads(tensor.rows)?;
+        let mut data = self.values(&tensor.gguf_name, &tensor.info)?;
+        if let Some(heads) = heads {
+            data = self.halved_rows(tensor, heads, &data)?;
+        }
+        Ok(HostTensor { shape: tensor.info.shape.clone(), data })
+    }
+}
+
+impl GgufFile {
+    /// The number of heads whose rows the writer of this file reordered. llama.cpp does that for the
+    /// architecture `llama` alone, whose RoPE it computes on neighbouring rows.
+    fn reordered_heads(&self, rows: Rows) -> Result<Option<usize>> {
+        if self.architecture()? != Some("llama") {
+            return Ok(None);
+        }
+        match rows {
+            Rows::Query => self.query_heads().map(Some),
+            Rows::Key => self.key_heads().map(Some),
+            Rows::Other => Ok(None),
+        }
+    }
+
+    /// `data`, of the shape `[heads * head_dim, ..]`, in Hugging Face's order of rows.
+    fn halved_rows(&self, tensor: &Tensor, heads: usize, data: &[f32]) -> Result<Vec<f32>> {
+        let n_rows = tensor.info.shape[0]; // the header's check lets no tensor without dimensions in
+        if !n_rows.is_multiple_of(2 * heads) {
+            return Err(Error::malformed(
+                self.file_path(),
+                format!("tensor '{}'", tensor.gguf_name),
+                format!("an even number of rows for each of {heads} heads"),
+                format!("{n_rows} rows"),
+            ));
+        }
+        Ok(halved_rows(data, n_rows, n_rows / heads))
+    }
+}
+
+/// Puts the rows of each head back from pairs into halves, which is where Hugging Face has them.
+///
+/// Within a head, row `2*i + j` of the file (`i` in `0..head_dim/2`, `j` in `0..2`) is Hugging Face's
+/// row `j*head_dim/2 + i`.
+///
+/// # Shapes
+/// `data`: `[n_rows, ..]`, row-major; `n_rows` is a multiple of `head_dim`, and `head_dim` is even.
+fn halved_rows(data: &[f32], n_rows: usize, head_dim: usize) -> Vec<f32> {
+    let width = data.len() / n_rows; // 1 for a bias
+    let mut halved = Vec::with_capacity(data.len());
+    for head in data.chunks_exact(head_dim * width) {
+        for j in 0..2 {
+            for pair in head.chunks_exact(2 * width) {
+                halved.extend_from_slice(&pair[j * width..(j + 1) * width]);
+            }
+        }
+    }
+    halved
+}
+
+#[cfg(test)]
+mod tests {
+    use super::halved_rows;
+
+    /// llama.cpp's `permute` (convert_hf_to_gguf.py): `reshape(heads, 2, head_dim/2, width)`,
+    /// `swapaxes(1, 2)`, `reshape(rows, width)`.
+    fn paired_rows(data: &[f32], n_rows: usize, head_dim: usize) -> Vec<f32> {
+        let width = data.len() / n_rows;
+        let mut paired = vec![0.0; data.len()];
+        for row in 0..n_rows {
+            let (head, j, i) =
+                (row / head_dim, row % head_dim / (head_dim / 2), row % (head_dim / 2));
+            let to = head * head_dim + 2 * i + j;
+            paired[to * width..(to + 1) * width]
+                .copy_from_slice(&data[row * width..(row + 1) * width]);
+        }
+        paired
+    }
+
+    #[test]
+    fn pairs_become_halves() {
+        // One head of six rows: the file has 0 3 1 4 2 5 for Hugging Face's 0 1 2 3 4 5.
+        assert_eq!(halved_rows(&[0., 3., 1., 4., 2., 5.], 6, 6), [0., 1., 2., 3., 4., 5.]);
+        // Two heads of four rows, two columns.
+        let file: Vec<f32> =
+            [0, 2, 1, 3, 4, 6, 5, 7].iter().flat_map(|&r| [r as f32, r as f32 + 0.5]).collect();
+        let hf: Vec<f32> = (0..8).flat_map(|r| [r as f32, r as f32 + 0.5]).collect();
+        assert_eq!(halved_rows(&file, 8, 4), hf);
+    }
+
+    #[test]
+    fn halving_undoes_llama_cpps_pairing() {
+        for (heads, head_dim, width) in [(1, 2, 1), (3, 4, 5), (9, 64, 3), (2, 6, 1)] {
+            let data: Vec<f32> = (0..heads * head_dim * width).map(|i| i as f32).collect();
+            let paired = paired_rows(&data, heads * head_dim, head_dim);
+            assert_eq!(halved_rows(&paired, heads * head_dim, head_dim), data);
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! `model.safetensors`, read tensor by tensor.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+
+use crate::error::{Error, Result};
+use crate::weights::{HostTensor, WeightSource};
+
+/// A safetensors file of f32, f16 or bf16 tensors. Only its header is held in memory.
+#[derive(Debug)]
+pub struct SafetensorsFile {
+    path: PathBuf,
+    file: Mutex<File>,
+    metadata: Metadata,
+    data_start: u64,
+}
+
+/// Longest header that is read, the format's own limit.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+impl SafetensorsFile {
+    /// Opens a file and reads its header.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is no safetensors file, or is shorter than its header says.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let io = |source| Error::io(path, source);
+        let mut file = File::open(path).map_err(io)?;
+        let file_bytes = file.metadata().map_err(io)?.len();
+        let damaged = |place: &str, expected: &str, found: String| {
+            Error::malformed(path, place, expected, found)
+        };
+        if file_bytes < 8 {
+            let found = format!("{file_bytes} bytes in all");
+            return Err(damaged("header", "8 bytes with its length", found));
+        }
+        let mut length = [0; 8];
+        file.read_exact(&mut length).map_err(io)?;
+        let header_bytes = u64::from_le_bytes(length);
+        if header_bytes > MAX_HEADER_BYTES.min(file_bytes - 8) {
+            let expected = "a header inside the file; is the file complete?";
+            return Err(damaged("header", expected, format!("a length of {header_bytes} bytes")));
+        }
+        let mut header = length.to_vec();
+        header.resize(8 + header_bytes as usize, 0);
+        file.read_exact(&mut header[8..]).map_err(io)?;
+        let (_, metadata) = SafeTensors::read_metadata(&header).map_err(|source| {
+            damaged("header", "a safetensors header", format!("an error: {source}"))
+        })?;
+
+        let data_start = 8 + header_bytes;
+        let expected_bytes = data_start + metadata.data_len() as u64;
+        if file_bytes != expected_bytes {
+            let expected = format!("{expected_bytes} bytes; is the file complete?");
+            return Err(damaged("length", &expected, format!("{file_bytes} bytes")));
+        }
+        Ok(Self { path: path.to_owned(), file: Mutex::new(file), metadata, data_start })
+    }
+
+    fn info(&self, name: &str) -> Result<&TensorInfo> {
+        self.metadata.info(name).ok_or_else(|| {
+            Error::malformed(&self.path, format!("tensor '{name}'"), "a tensor", "no such tensor")
+        })
+    }
+}
+
+impl WeightSource for SafetensorsFile {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.metadata.tensors().into_keys().collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.metadata.info(name).map(|info| info.shape.clone())
+    }
+
+    fn read(&self, name: &str) -> Result<HostTensor> {
+        let info = self.info(name)?;
+        if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            let what = format!("the type of tensor '{name}'");
+            return Err(Error::unsupported(
+                &self.path,
+                what,
+                format!("{:?}", info.dtype),
+                "F32, F16, BF16",
+            ));
+        }
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0; end - start];
+        {
+            // A reader that panicked leaves a file position behind, which the seek replaces.
+            let mut file = self.file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            file.seek(SeekFrom::Start(self.data_start + start as u64))
+                .and_then(|_| file.read_exact(&mut bytes))
+                .map_err(|source| Error::io(&self.path, source))?;
+        }
+        Ok(HostTensor { shape: info.shape.clone(), data: to_f32(info.dtype, &bytes) })
+    }
+}
+
+fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+    let (two, _) = bytes.as_chunks::<2>();
+    match dtype {
+        Dtype::F16 => two.iter().map(|bytes| half::f16::from_le_bytes(*bytes).to_f32()).collect(),
+        Dtype::BF16 => two.iter().map(|bytes| half::bf16::from_le_bytes(*bytes).to_f32()).collect(),
+        _ => {
+            let (four, _) = bytes.as_chunks::<4>();
+            four.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use safetensors::tensor::TensorView;
+
+    fn valid_file() -> Vec<u8> {
+        let (f32s, halves) = (1.5f32.to_le_bytes(), half::f16::from_f32(-2.0).to_le_bytes());
+        let bf16 = half::bf16::from_f32(0.25).to_le_bytes();
+        let view = |dtype, bytes| TensorView::new(dtype, vec![1], bytes).unwrap();
+        let tensors = [
+            ("a", view(Dtype::F32, &f32s[..])),
+            ("b", view(Dtype::F16, &halves[..])),
+            ("c", view(Dtype::BF16, &bf16[..])),
+            ("d", view(Dtype::U8, &[7][..])),
+        ];
+        safetensors::serialize(tensors, None).unwrap()
+    }
+
+    fn open(bytes: &[u8]) -> Result<SafetensorsFile> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        fs::write(&path, bytes).unwrap();
+        SafetensorsFile::open(path)
+    }
+
+    #[test]
+    fn the_three_float_types_are_read_and_others_refused() {
+        let file = open(&valid_file()).unwrap();
+        assert_eq!(file.names(), ["a", "b", "c", "d"]);
+        for (name, value) in [("a", 1.5), ("b", -2.0), ("c", 0.25)] {
+            assert_eq!(file.read(name).unwrap(), HostTensor { shape: vec![1], data: vec![value] });
+        }
+        assert!(file.read("d").unwrap_err().to_string().contains("U8"));
+        assert!(file.read("e").is_err());
+    }
+
+    #[test]
+    fn a_file_cut_short_at_any_byte_is_an_error() {
+        let bytes = valid_file();
+        for length in 0..bytes.len() {
+            assert!(open(&bytes[..length]).is_err(), "{length} of {} bytes", bytes.len());
+        }
+    }
+
+    #[test]
+    fn a_file_with_any_byte_flipped_never_panics() {
+        let bytes = valid_file();
+        for index in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[index] ^= 0xFF;
+            if let Ok(file) = open(&damaged) {
+                for name in file.names() {
+                    let _ = file.read(&name);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Llama-like decoders for [Burn](https://burn.dev), read from Hugging Face folders and GGUF files.
+//!
+//! Every projection is a [`lora_core::AdaptableLinear`] under its Hugging Face path, so that
+//! [`lora_core::inject`] adapts a decoder and PEFT's adapter files fit it.
+//!
+//! The flow: [`Checkpoint::open`] reads config and tokenizer; [`Checkpoint::decoder`] brings the
+//! weights onto a device; [`Decoder::forward`] gives logits; [`Decoder::generate`] writes text.
+
+mod attention;
+mod block;
+mod checkpoint;
+mod config;
+mod decoder;
+mod error;
+mod generate;
+mod gguf;
+mod hf;
+mod load;
+mod mlp;
+mod random;
+mod rope;
+mod tokenizer;
+mod weights;
+
+pub use attention::Attention;
+pub use block::Block;
+pub use checkpoint::Checkpoint;
+pub use config::DecoderConfig;
+pub use decoder::{Decoder, DecoderStack, KvCache};
+pub use error::{Error, ErrorKind, Result};
+pub use generate::Sampling;
+pub use gguf::{GgufFile, TokenizerParts, Value};
+pub use hf::{SafetensorsFile, SaveDtype, config_to_json, read_config, save_folder};
+pub use mlp::Mlp;
+pub use random::RandomWeights;
+pub use tokenizer::{Message, Tokenizer};
+pub use weights::{HostTensor, WeightSource};

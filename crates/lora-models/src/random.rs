@@ -1,0 +1,76 @@
+//! Starting weights for a decoder that is trained from scratch.
+
+use std::path::Path;
+
+use rand::SeedableRng;
+use rand::rngs::Xoshiro256PlusPlus;
+use rand_distr::{Distribution, Normal};
+
+use crate::config::DecoderConfig;
+use crate::error::{Error, Result};
+use crate::weights::{HostTensor, WeightSource};
+
+/// A checkpoint that was never trained: weights ~ N(0, initializer_range²), biases 0, norms 1, as
+/// transformers starts a Llama. The same seed gives the same values.
+#[derive(Debug, Clone)]
+pub struct RandomWeights {
+    shapes: Vec<(String, Vec<usize>)>,
+    normal: Normal<f32>,
+    seed: u64,
+}
+
+impl RandomWeights {
+    /// Starting weights for the decoder that `config` describes.
+    ///
+    /// # Errors
+    /// When `initializer_range` is negative or not finite.
+    pub fn new(config: &DecoderConfig, seed: u64) -> Result<Self> {
+        let std = config.initializer_range as f32;
+        let normal = Normal::new(0.0, std).map_err(|_| {
+            Error::malformed(
+                PLACE,
+                "initializer_range",
+                "a finite number of at least 0",
+                std.to_string(),
+            )
+        })?;
+        Ok(Self { shapes: config.tensor_shapes(), normal, seed })
+    }
+}
+
+const PLACE: &str = "random weights";
+
+impl WeightSource for RandomWeights {
+    fn path(&self) -> &Path {
+        Path::new(PLACE)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.shapes.iter().map(|(name, _)| name.clone()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.shapes.iter().find(|(known, _)| known == name).map(|(_, shape)| shape.clone())
+    }
+
+    fn read(&self, name: &str) -> Result<HostTensor> {
+        let position =
+            self.shapes.iter().position(|(known, _)| known == name).ok_or_else(|| {
+                Error::malformed(PLACE, name, "a tensor of the model", "no such tensor")
+            })?;
+        let shape = self.shapes[position].1.clone();
+        let count = shape.iter().product();
+        let data = if name.ends_with("norm.weight") {
+            vec![1.0; count]
+        } else if name.ends_with(".bias") {
+            vec![0.0; count]
+        } else {
+            let seed = self.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ position as u64;
+            let rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+            self.normal.sample_iter(rng).take(count).collect()
+        };
+        Ok(HostTensor { shape, data })
+    }
+}

@@ -1,0 +1,441 @@
+//! GGUF files as a user meets them: written by ggml's own package, made by hand, and damaged.
+
+use std::path::Path;
+
+use lora_models::{Error, ErrorKind, GgufFile, Value, WeightSource};
+
+#[path = "../src/gguf/writer.rs"]
+#[allow(dead_code, reason = "the unit tests use the other part")]
+mod writer;
+use writer::{Writer, on_disk};
+
+const F32: u32 = 0;
+
+fn open(writer: Writer) -> Result<GgufFile, Error> {
+    open_bytes(&writer.finish())
+}
+
+fn open_bytes(bytes: &[u8]) -> Result<GgufFile, Error> {
+    GgufFile::open(on_disk(bytes).path())
+}
+
+/// One key and two tensors.
+fn small() -> Writer {
+    Writer::new()
+        .key("general.architecture", "llama")
+        .f32s("output_norm.weight", &[2], &[1.0, 2.0])
+        .tensor("token_embd.weight", 8, &[2, 32], &[1; 68])
+}
+
+#[track_caller]
+fn malformed(file: Result<GgufFile, Error>, parts: &[&str]) {
+    let error = file.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Malformed { .. }), "{error}");
+    for part in parts {
+        assert!(error.to_string().contains(part), "'{part}' in: {error}");
+    }
+}
+
+#[track_caller]
+fn unsupported<T: std::fmt::Debug>(answer: Result<T, Error>, parts: &[&str]) {
+    let error = answer.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Unsupported { .. }), "{error}");
+    for part in parts {
+        assert!(error.to_string().contains(part), "'{part}' in: {error}");
+    }
+}
+
+// Good files.
+
+/// Against ggml's Python package: tests/gguf_golden.py wrote both files.
+#[test]
+fn blocks_unpack_as_in_ggml() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let file = GgufFile::open(data.join("blocks.gguf")).unwrap();
+    let bytes = std::fs::read(data.join("blocks.f32")).unwrap();
+    let expected: Vec<f32> = bytes.as_chunks().0.iter().copied().map(f32::from_le_bytes).collect();
+
+    let types = ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"];
+    assert_eq!(file.names().len(), types.len());
+    assert_eq!(expected.len(), types.len() * 6 * 64);
+    for (name, expected) in types.iter().zip(expected.chunks(6 * 64)) {
+        let tensor = file.read(name).unwrap();
+        assert_eq!(tensor.shape, [6, 64], "{name}");
+        let difference = tensor.data.iter().zip(expected).map(|(a, b)| (a - b).abs());
+        let largest = difference.fold(0.0, f32::max);
+        assert_eq!(tensor.data, expected, "{name}: largest difference {largest}");
+    }
+    assert_eq!(file.strings("test.words").unwrap(), Some(vec!["a", "b c"]));
+    assert_eq!(file.metadata()["test.float"], Value::F32(1e-5));
+}
+
+#[test]
+fn tensors_have_hugging_face_names_and_shapes() {
+    let file =
+        open(small().f32s("blk.0.attn_v.weight", &[3, 2], &[0., 1., 2., 3., 4., 5.])).unwrap();
+    let names = [
+        "model.embed_tokens.weight",
+        "model.layers.0.self_attn.v_proj.weight",
+        "model.norm.weight",
+    ];
+    assert_eq!(file.names(), names);
+    assert_eq!(file.shape(names[0]), Some(vec![2, 32]));
+    assert_eq!(file.shape("token_embd.weight"), None);
+    let v = file.read(names[1]).unwrap();
+    assert_eq!((v.shape, v.data), (vec![3, 2], vec![0., 1., 2., 3., 4., 5.]));
+    // 0x0101 is 1.5317e-5 as f16; each byte of the block is 1.
+    assert_eq!(file.read(names[0]).unwrap().data, [half::f16::from_bits(0x0101).to_f32(); 64]);
+}
+
+#[test]
+fn an_unknown_tensor_keeps_its_name() {
+    let file = open(Writer::new().f32s("blk.0.extra.weight", &[1], &[4.0])).unwrap();
+    assert_eq!(file.names(), ["blk.0.extra.weight"]);
+    assert_eq!(file.read("blk.0.extra.weight").unwrap().data, [4.0]);
+}
+
+#[test]
+fn version_two_reads_as_version_three() {
+    let mut bytes = small().finish();
+    bytes[4] = 2;
+    let file = open_bytes(&bytes).unwrap();
+    assert_eq!(file.version(), 2);
+    assert_eq!(file.read("model.norm.weight").unwrap().data, [1.0, 2.0]);
+}
+
+#[test]
+fn alignment_moves_the_data() {
+    // The writer aligns to 32; an alignment of 8 only makes the data begin sooner.
+    let bytes = Writer::new().key("general.alignment", 8_u32).f32s("t", &[2], &[1.0, 2.0]).finish();
+    let header = 24 + (8 + 17 + 4 + 4) + (8 + 1 + 4 + 8 + 4 + 8); // head, key, tensor: 90 bytes
+    let mut packed = bytes[..96].to_vec();
+    packed.extend(&bytes[96..][..8]);
+    assert_eq!((header, bytes.len()), (90, 104));
+    assert_eq!(open_bytes(&packed).unwrap().read("t").unwrap().data, [1.0, 2.0]);
+
+    let mut moved = bytes[..90].to_vec();
+    moved[24 + 8 + 17 + 4] = 64; // the value of general.alignment
+    moved.resize(128, 0);
+    moved.extend(&bytes[96..][..8]);
+    assert_eq!(open_bytes(&moved).unwrap().read("t").unwrap().data, [1.0, 2.0]);
+}
+
+/// Rows as llama.cpp's convert_hf_to_gguf.py lays them: `reshape(heads, 2, head_dim/2, ..)`,
+/// `swapaxes(1, 2)`.
+fn permuted(rows: &[[f32; 2]], heads: usize) -> Vec<[f32; 2]> {
+    let half = rows.len() / heads / 2;
+    let mut permuted = Vec::new();
+    for head in 0..heads {
+        for i in 0..half {
+            for j in 0..2 {
+                permuted.push(rows[(head * 2 + j) * half + i]);
+            }
+        }
+    }
+    permuted
+}
+
+fn attention(architecture: &str) -> (GgufFile, Vec<[f32; 2]>, Vec<[f32; 2]>) {
+    let rows = |n: u8| (0..n).map(|i| [f32::from(i), f32::from(i) + 0.5]).collect::<Vec<_>>();
+    let (q, k) = (rows(24), rows(12)); // 6 heads over 3, heads of 4
+    let (q_bias, k_bias): (Vec<f32>, Vec<f32>) = (
+        permuted(&q, 6).iter().map(|r| r[0]).collect(),
+        permuted(&k, 3).iter().map(|r| r[0]).collect(),
+    );
+    let file = open(
+        Writer::new()
+            .key("general.architecture", architecture)
+            .key("llama.attention.head_count", 6_u32)
+            .key("llama.attention.head_count_kv", 3_u32)
+            .f32s("blk.0.attn_q.weight", &[24, 2], permuted(&q, 6).as_flattened())
+            .f32s("blk.0.attn_k.weight", &[12, 2], permuted(&k, 3).as_flattened())
+            .f32s("blk.0.attn_v.weight", &[12, 2], k.as_flattened())
+            .f32s("blk.0.attn_q.bias", &[24], &q_bias)
+            .f32s("blk.0.attn_k.bias", &[12], &k_bias),
+    )
+    .unwrap();
+    (file, q, k)
+}
+
+#[test]
+fn rows_of_q_and_k_come_back_from_llama_cpps_order() {
+    let (file, q, k) = attention("llama");
+    let read = |name: &str| file.read(&format!("model.layers.0.self_attn.{name}")).unwrap().data;
+    assert_eq!(read("q_proj.weight"), q.as_flattened());
+    assert_eq!(read("k_proj.weight"), k.as_flattened());
+    assert_eq!(read("v_proj.weight"), k.as_flattened());
+    assert_eq!(read("q_proj.bias"), q.iter().map(|row| row[0]).collect::<Vec<_>>());
+    assert_eq!(read("k_proj.bias"), k.iter().map(|row| row[0]).collect::<Vec<_>>());
+}
+
+#[test]
+fn other_architectures_keep_their_rows() {
+    let (file, q, _) = attention("qwen2");
+    let read = file.read("model.layers.0.self_attn.q_proj.weight").unwrap().data;
+    assert_eq!(read, permuted(&q, 6).as_flattened());
+    unsupported(file.config(), &["general.architecture 'qwen2'", "supported: llama"]);
+}
+
+// Files and tensors that cannot be read.
+
+#[test]
+fn an_absent_file_says_which() {
+    let error = GgufFile::open("no/such/file.gguf").unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Io { .. }), "{error}");
+    assert!(error.to_string().contains("no/such/file.gguf"), "{error}");
+}
+
+#[test]
+fn an_absent_tensor_is_named() {
+    let error = open(small()).unwrap().read("model.layers.9.mlp.up_proj.weight").unwrap_err();
+    assert!(error.to_string().contains("model.layers.9.mlp.up_proj.weight"), "{error}");
+}
+
+#[test]
+fn a_type_without_a_decoder_is_named_with_its_tensor() {
+    let file = open(Writer::new().tensor("output.weight", 12, &[1, 256], &[0; 144])).unwrap();
+    let parts = ["tensor 'output.weight'", "'Q4_K'", "supported: F32, F16, Q4_0, Q4_1, Q8_0, BF16"];
+    unsupported(file.read("lm_head.weight"), &parts);
+}
+
+#[test]
+fn rows_that_do_not_divide_among_the_heads() {
+    let file = open(
+        Writer::new()
+            .key("general.architecture", "llama")
+            .key("llama.attention.head_count", 4_u32)
+            .f32s("blk.0.attn_q.weight", &[12, 1], &[0.0; 12]),
+    )
+    .unwrap();
+    let error = file.read("model.layers.0.self_attn.q_proj.weight").unwrap_err().to_string();
+    assert!(error.contains("blk.0.attn_q.weight") && error.contains("4 heads"), "{error}");
+}
+
+// Malformed files, one test each.
+
+#[test]
+fn an_empty_file() {
+    malformed(open_bytes(b""), &["magic", "is the file complete?"]);
+}
+
+#[test]
+fn a_wrong_magic() {
+    let mut bytes = small().finish();
+    bytes[..4].copy_from_slice(b"GGML");
+    malformed(open_bytes(&bytes), &["'GGUF'", "found 'GGML'"]);
+}
+
+#[test]
+fn an_unknown_version() {
+    let mut bytes = small().finish();
+    for version in [0_u8, 1, 4] {
+        bytes[4] = version;
+        unsupported(open_bytes(&bytes), &["GGUF version", "2 and 3"]);
+    }
+}
+
+#[test]
+fn a_big_endian_file() {
+    let mut bytes = small().finish();
+    bytes[4..8].copy_from_slice(&3_u32.to_be_bytes());
+    unsupported(open_bytes(&bytes), &["'3, big endian'"]);
+}
+
+#[test]
+fn an_absurd_number_of_tensors() {
+    let mut bytes = small().finish();
+    bytes[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
+    malformed(open_bytes(&bytes), &["tensor count", "at most 65536"]);
+}
+
+#[test]
+fn an_absurd_number_of_keys() {
+    let mut bytes = small().finish();
+    bytes[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
+    malformed(open_bytes(&bytes), &["key count", "at most 65536"]);
+}
+
+#[test]
+fn more_tensors_than_the_file_can_hold() {
+    let mut bytes = small().finish();
+    bytes[8..16].copy_from_slice(&60_000_u64.to_le_bytes());
+    malformed(open_bytes(&bytes), &["tensor count", "more bytes"]);
+}
+
+#[test]
+fn a_string_longer_than_the_file() {
+    let payload = 1000_u64.to_le_bytes();
+    malformed(open(Writer::new().raw_key("k", 8, &payload)), &["key 'k'", "1000 more bytes"]);
+}
+
+#[test]
+fn a_string_longer_than_the_limit() {
+    let payload = u64::MAX.to_le_bytes();
+    malformed(open(Writer::new().raw_key("k", 8, &payload)), &["key 'k'", "a string of at most"]);
+}
+
+#[test]
+fn a_string_that_is_not_utf8() {
+    let mut payload = 2_u64.to_le_bytes().to_vec();
+    payload.extend([b'a', 0xff]);
+    malformed(open(Writer::new().raw_key("k", 8, &payload)), &["key 'k'", "invalid byte at 1"]);
+}
+
+#[test]
+fn an_unknown_value_type() {
+    malformed(open(Writer::new().raw_key("k", 13, &[0; 8])), &["key 'k'", "found 13"]);
+}
+
+#[test]
+fn an_unknown_element_type() {
+    let mut payload = 99_u32.to_le_bytes().to_vec();
+    payload.extend(0_u64.to_le_bytes());
+    malformed(open(Writer::new().raw_key("k", 9, &payload)), &["key 'k'", "element type", "99"]);
+}
+
+#[test]
+fn a_bool_that_is_neither() {
+    malformed(open(Writer::new().raw_key("k", 7, &[2])), &["key 'k'", "0 or 1"]);
+}
+
+#[test]
+fn an_array_longer_than_the_file() {
+    let mut payload = 12_u32.to_le_bytes().to_vec();
+    payload.extend(1_000_000_u64.to_le_bytes());
+    malformed(open(Writer::new().raw_key("k", 9, &payload)), &["key 'k'", "8000000 more bytes"]);
+}
+
+#[test]
+fn arrays_nested_too_deep() {
+    let nested = [[[[[1_u8]]]]];
+    malformed(open(Writer::new().key("k", nested)), &["key 'k'", "arrays inside each other"]);
+}
+
+#[test]
+fn a_key_twice() {
+    let writer = Writer::new().key("k", 1_u8).key("k", 1_u8);
+    malformed(open(writer), &["key 'k'", "each key once"]);
+}
+
+#[test]
+fn a_tensor_twice() {
+    let writer = Writer::new().f32s("t", &[1], &[0.0]).f32s("t", &[1], &[0.0]);
+    malformed(open(writer), &["tensor 't'", "each tensor once"]);
+}
+
+#[test]
+fn an_alignment_that_is_no_power_of_two() {
+    for alignment in [0_u32, 24, 1 << 30] {
+        let writer = small().key("general.alignment", alignment);
+        malformed(open(writer), &["general.alignment", "a power of two"]);
+    }
+    malformed(open(small().key("general.alignment", "32")), &["the string '32'"]);
+}
+
+#[test]
+fn too_many_dimensions() {
+    malformed(open(Writer::new().f32s("t", &[1; 5], &[0.0])), &["tensor 't'", "found 5"]);
+}
+
+#[test]
+fn no_dimensions() {
+    // Its entry is shorter than any tensor's, so the file ends with some bytes of data.
+    malformed(open(Writer::new().f32s("t", &[], &[0.0])), &["tensor 't'", "found 0"]);
+}
+
+#[test]
+fn a_size_of_zero() {
+    malformed(open(Writer::new().f32s("t", &[2, 0], &[])), &["tensor 't'", "sizes above 0"]);
+}
+
+#[test]
+fn sizes_whose_product_overflows() {
+    let sizes = [u64::MAX, u64::MAX];
+    malformed(open(Writer::new().raw_tensor("t", F32, &sizes, 0)), &["fit in memory"]);
+}
+
+#[test]
+fn a_row_that_is_no_whole_number_of_blocks() {
+    let writer = Writer::new().tensor("t", 3, &[32, 33], &[0; 2000]);
+    malformed(open(writer), &["tensor 't'", "a multiple of 32 for Q4_1", "[32, 33]"]);
+}
+
+#[test]
+fn an_unknown_tensor_type() {
+    unsupported(open(Writer::new().tensor("t", 99, &[1], &[0; 4])), &["tensor 't'", "'99'"]);
+}
+
+#[test]
+fn an_offset_that_is_not_aligned() {
+    let writer = Writer::new().raw_tensor("t", F32, &[1], 4).f32s("u", &[8], &[0.0; 8]);
+    malformed(open(writer), &["tensor 't'", "a multiple of 32", "found 4"]);
+}
+
+#[test]
+fn data_past_the_end() {
+    let bytes = small().finish();
+    malformed(
+        open_bytes(&bytes[..bytes.len() - 1]),
+        &["token_embd.weight", "is the file complete?"],
+    );
+}
+
+#[test]
+fn an_offset_that_overflows() {
+    let writer = Writer::new().raw_tensor("t", F32, &[1], u64::MAX - 31);
+    malformed(open(writer), &["tensor 't'", "within the file's"]);
+}
+
+#[test]
+fn data_of_two_tensors_in_one_place() {
+    let writer = Writer::new().f32s("t", &[8], &[0.0; 8]).raw_tensor("u", F32, &[8], 0);
+    malformed(open(writer), &["tensor 'u'", "after that of 't'"]);
+}
+
+// The property: damage of any kind is answered, never a panic, whatever is then asked for.
+
+#[test]
+fn every_flipped_byte_and_every_cut_is_answered_without_panic() {
+    let bytes = Writer::new()
+        .key("general.architecture", "llama")
+        .key("general.alignment", 32_u32)
+        .key("llama.embedding_length", 4_u32)
+        .key("llama.feed_forward_length", 2_u32)
+        .key("llama.block_count", 1_u32)
+        .key("llama.attention.head_count", 2_u32)
+        .key("llama.attention.layer_norm_rms_epsilon", 1e-5_f32)
+        .key("llama.context_length", 8_u32)
+        .key("tokenizer.ggml.model", "gpt2")
+        .key("tokenizer.ggml.pre", "smollm")
+        .key("tokenizer.ggml.tokens", ["<e>", "a", "b", "ab"])
+        .key("tokenizer.ggml.token_type", [3_i32, 1, 1, 1])
+        .key("tokenizer.ggml.merges", ["a b"])
+        .key("tokenizer.ggml.eos_token_id", 0_u32)
+        .f32s("token_embd.weight", &[4, 4], &[0.5; 16])
+        .f32s("rope_freqs.weight", &[1], &[1.0])
+        .f32s("blk.0.attn_q.weight", &[4, 4], &[0.5; 16])
+        .tensor("blk.0.ffn_up.weight", 8, &[1, 32], &[0; 34])
+        .finish();
+    let ask_everything = |bytes: &[u8]| {
+        let file = open_bytes(bytes)?;
+        for name in file.names() {
+            if let Ok(tensor) = file.read(&name) {
+                assert_eq!(tensor.shape.iter().product::<usize>(), tensor.data.len());
+            }
+        }
+        let (config, parts) = (file.config(), file.tokenizer_parts());
+        if let Ok(parts) = &parts {
+            let _ = parts.tokenizer.encode("ab 12<e>", false);
+        }
+        config.and(parts.map(|_| ()))
+    };
+    ask_everything(&bytes).unwrap();
+    for position in 0..bytes.len() {
+        for flip in [0x01, 0x80, 0xff] {
+            let mut damaged = bytes.clone();
+            damaged[position] ^= flip;
+            let _ = ask_everything(&damaged);
+        }
+        assert!(ask_everything(&bytes[..position]).is_err(), "cut at {position}");
+    }
+}

@@ -1,0 +1,131 @@
+//! The folder that a run leaves behind.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use lora_core::{AdapterInfo, VisitLora, save_adapter};
+use serde::Serialize;
+
+use crate::curve::draw_loss_curve;
+use crate::error::{Error, ErrorKind, Result};
+use crate::train::StepReport;
+
+/// A run's folder while it is being filled.
+///
+/// Everything is written into a hidden sibling folder, which [`finish`](Self::finish) renames: the
+/// folder is complete or absent. A run that fails takes its sibling with it.
+///
+/// | file | holds |
+/// |---|---|
+/// | `settings.toml` | every setting of the run |
+/// | `metrics.jsonl` | a line for each step |
+/// | `loss.png` | the loss curve |
+/// | `adapter/` | the adapter, in PEFT's format |
+#[derive(Debug)]
+pub struct RunFolder {
+    folder: PathBuf,
+    sibling: PathBuf,
+    metrics: File,
+    training: Vec<(usize, f64)>,
+    held_out: Vec<(usize, f64)>,
+}
+
+const SETTINGS_FILE: &str = "settings.toml";
+
+impl RunFolder {
+    /// Starts a run's folder with the text of its settings.
+    ///
+    /// # Errors
+    /// When the folder exists and is not empty, or cannot be made.
+    pub fn create(folder: impl AsRef<Path>, settings: &str) -> Result<Self> {
+        let folder = folder.as_ref().to_owned();
+        Self::check_free(&folder)?;
+        let name = folder
+            .file_name()
+            .ok_or_else(|| Error::settings("output", "the name of a folder", folder.display()))?;
+        let sibling = folder.with_file_name(format!(
+            ".{}.{}.tmp",
+            name.to_string_lossy(),
+            std::process::id()
+        ));
+        let io = |path: &Path, source| Error::io(path, source);
+        fs::create_dir_all(&sibling).map_err(|source| io(&sibling, source))?;
+        let settings_path = sibling.join(SETTINGS_FILE);
+        fs::write(&settings_path, settings).map_err(|source| io(&settings_path, source))?;
+        let metrics_path = sibling.join("metrics.jsonl");
+        let metrics = File::create(&metrics_path).map_err(|source| io(&metrics_path, source))?;
+        Ok(Self { folder, sibling, metrics, training: Vec::new(), held_out: Vec::new() })
+    }
+
+    /// Checks that a run may be written to `folder`, before hours of work rely on it.
+    ///
+    /// # Errors
+    /// When it holds a run, or other files, or is no folder.
+    pub fn check_free(folder: &Path) -> Result<()> {
+        if folder.join(SETTINGS_FILE).exists() {
+            return Err(ErrorKind::RunExists { path: folder.to_owned() }.into());
+        }
+        let mut entries = match fs::read_dir(folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(source) => return Err(Error::io(folder, source)),
+        };
+        if entries.next().is_some() {
+            let found = format!("{}, which holds other files", folder.display());
+            return Err(Error::settings("output", "a new or an empty folder", found));
+        }
+        Ok(())
+    }
+
+    /// Notes the held-out loss before the first step.
+    ///
+    /// # Errors
+    /// When the metrics cannot be written.
+    pub fn start(&mut self, held_out_loss: f64) -> Result<()> {
+        self.held_out.push((0, held_out_loss));
+        self.write_line(&serde_json::json!({ "step": 0, "held_out_loss": held_out_loss }))
+    }
+
+    /// Notes a step.
+    ///
+    /// # Errors
+    /// When the metrics cannot be written.
+    pub fn step(&mut self, report: &StepReport) -> Result<()> {
+        self.training.push((report.step, report.loss));
+        self.held_out.extend(report.held_out_loss.map(|loss| (report.step, loss)));
+        self.write_line(report)
+    }
+
+    fn write_line(&mut self, value: &impl Serialize) -> Result<()> {
+        let mut line = serde_json::to_string(value).expect("numbers are always JSON");
+        line.push('\n');
+        let written = self.metrics.write_all(line.as_bytes());
+        written.map_err(|source| Error::io(self.sibling.join("metrics.jsonl"), source))
+    }
+
+    /// Writes the adapter and the loss curve, and gives the folder its name.
+    ///
+    /// # Errors
+    /// When anything cannot be written; then no folder is left behind.
+    pub fn finish<M: VisitLora>(
+        self,
+        model: &M,
+        info: &AdapterInfo,
+        title: &str,
+    ) -> Result<PathBuf> {
+        save_adapter(model, self.sibling.join("adapter"), info)?;
+        draw_loss_curve(&self.sibling.join("loss.png"), title, &self.training, &self.held_out)?;
+        fs::rename(&self.sibling, &self.folder)
+            .map_err(|source| Error::io(&self.folder, source))?;
+        Ok(self.folder.clone())
+    }
+}
+
+impl Drop for RunFolder {
+    fn drop(&mut self) {
+        // After `finish` there is nothing under this name; before it, the run has failed, and its
+        // error is on the way to the user already.
+        let _ = fs::remove_dir_all(&self.sibling);
+    }
+}

@@ -1,0 +1,123 @@
+//! The loop.
+
+use std::time::Instant;
+
+use burn::optim::{AdamWConfig, GradientsParams};
+use serde::{Deserialize, Serialize};
+
+use crate::data::{Batch, Batches, SplitData};
+use crate::error::{Error, ErrorKind, Result};
+use crate::loss::{PAD_ID, batch_loss, evaluate};
+use crate::model::CausalLm;
+use crate::schedule::Schedule;
+
+/// The settings of the loop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainConfig {
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Samples a step.
+    pub batch: usize,
+    /// Peak learning rate.
+    pub learning_rate: f64,
+    /// How the learning rate goes after the warm-up.
+    pub schedule: Schedule,
+    /// Steps in which the learning rate rises to its peak.
+    pub warmup: usize,
+    /// AdamW's decay of every trained value, a fraction of it for each unit of learning rate.
+    pub weight_decay: f64,
+    /// The held-out loss is measured after every so many steps, and after the last; 0: there only.
+    pub eval_every: usize,
+    /// Seed of the order of the data.
+    pub seed: u64,
+}
+
+impl TrainConfig {
+    fn check(&self) -> Result<()> {
+        for (name, value) in [("steps", self.steps), ("batch", self.batch)] {
+            if value == 0 {
+                return Err(Error::settings(name, "at least 1", value));
+            }
+        }
+        if !(self.learning_rate.is_finite() && self.learning_rate > 0.0) {
+            let found = self.learning_rate;
+            return Err(Error::settings("learning rate", "a finite number above 0", found));
+        }
+        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
+            let found = self.weight_decay;
+            return Err(Error::settings("weight decay", "a finite number of at least 0", found));
+        }
+        if self.warmup > self.steps {
+            let expected = format!("at most the {} steps", self.steps);
+            return Err(Error::settings("warmup", expected, self.warmup));
+        }
+        Ok(())
+    }
+}
+
+/// What one step did.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct StepReport {
+    /// Counted from 1.
+    pub step: usize,
+    /// Mean loss over the step's trained tokens before the step, in nats.
+    pub loss: f64,
+    /// The step's learning rate.
+    pub learning_rate: f64,
+    /// Tokens of the batch, prompts included, padding not.
+    pub tokens: usize,
+    /// Time for forward, backward and optimiser.
+    pub seconds: f64,
+    /// Held-out loss after the step, in nats per token, where it was measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_out_loss: Option<f64>,
+}
+
+/// Trains what is trainable in `model`: a decoder with adapters, or a whole one.
+///
+/// `on_step` is told about every step as soon as it is done. The same model, data and settings give
+/// the same steps.
+///
+/// # Errors
+/// When a setting cannot be used, nothing in the model trains, or a loss is not finite.
+pub fn train<M: CausalLm>(
+    mut model: M,
+    data: &SplitData,
+    config: &TrainConfig,
+    mut on_step: impl FnMut(&StepReport) -> Result<()>,
+) -> Result<M> {
+    config.check()?;
+    let mut batches = Batches::new(data.train.len(), config.batch, config.seed)?;
+    let mut optimizer =
+        AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(config.weight_decay as f32).init();
+
+    for step in 1..=config.steps {
+        let start = Instant::now();
+        let indices = batches.next().expect("batches never end");
+        let samples: Vec<_> = indices.into_iter().map(|index| &data.train[index]).collect();
+        let batch = Batch::collate(&samples, PAD_ID);
+
+        let loss = batch_loss(&model, &batch);
+        let value = f64::from(loss.clone().into_scalar::<f32>());
+        if !value.is_finite() {
+            return Err(ErrorKind::Diverged { step, what: "loss".to_owned() }.into());
+        }
+        let gradients = GradientsParams::from_grads(loss.backward(), &model);
+        if gradients.is_empty() {
+            return Err(Error::settings("model", "trainable parameters", "none"));
+        }
+        let learning_rate =
+            config.schedule.learning_rate(config.learning_rate, step, config.steps, config.warmup);
+        model = optimizer.step(learning_rate, model, gradients);
+        let seconds = start.elapsed().as_secs_f64();
+
+        let due = step == config.steps || (config.eval_every > 0 && step % config.eval_every == 0);
+        let held_out_loss = match due && !data.held_out.is_empty() {
+            true => Some(evaluate(&model.valid(), &data.held_out, config.batch)?),
+            false => None,
+        };
+        let tokens = batch.tokens;
+        on_step(&StepReport { step, loss: value, learning_rate, tokens, seconds, held_out_loss })?;
+    }
+    Ok(model)
+}

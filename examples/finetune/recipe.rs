@@ -1,0 +1,195 @@
+//! The settings of a fine-tuning run: from the command line, a recipe file, or defaults.
+
+use std::path::PathBuf;
+
+use burn_lora::{Error, Result};
+use clap::Parser;
+use lora_core::{LoraConfig, TargetModules};
+use lora_train::{Schedule, TrainConfig};
+use serde::{Deserialize, Serialize};
+
+/// Fine-tune a language model with LoRA.
+///
+/// Without arguments: the small model that this repository holds learns to talk like a pirate.
+///
+/// A recipe is a TOML file with these options as keys (`max_len = 512`); `settings.toml` in a run's
+/// folder is one. An option on the command line overrides the recipe.
+#[derive(Debug, Default, Clone, PartialEq, Parser, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Recipe file [default: examples/recipes/tiny_world.toml when there is no --model]
+    #[arg(long = "recipe", value_name = "FILE.toml")]
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
+    /// Model: a Hugging Face folder or a GGUF file [default: the repository's own]
+    #[arg(long, value_name = "FOLDER-OR-GGUF")]
+    pub model: Option<PathBuf>,
+    /// Data: JSONL or a JSON array of {instruction, input, output} or {messages}
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Rank of the adapters: columns of A, rows of B [default: 8]
+    #[arg(long, value_name = "NUMBER")]
+    pub rank: Option<usize>,
+    /// Numerator of the factor alpha / rank on the update [default: 16]
+    #[arg(long, value_name = "NUMBER")]
+    pub alpha: Option<f64>,
+    /// Layers to adapt: names separated by commas, "all-linear", or "re:" and a regular expression
+    /// for the whole path [default: all-linear]
+    #[arg(long, value_name = "NAMES")]
+    pub targets: Option<String>,
+    /// Optimiser steps [default: 40]
+    #[arg(long, value_name = "NUMBER")]
+    pub steps: Option<usize>,
+    /// Rows of data a step [default: 4]
+    #[arg(long, value_name = "ROWS")]
+    pub batch: Option<usize>,
+    /// Peak learning rate of AdamW, per step [default: 2e-4]
+    #[arg(long, value_name = "NUMBER")]
+    pub lr: Option<f64>,
+    /// Learning rate after the warm-up: constant, linear or cosine [default: constant]
+    #[arg(long, value_name = "NAME", value_parser = parse_schedule)]
+    pub schedule: Option<Schedule>,
+    /// Steps in which the learning rate rises to its peak [default: 0]
+    #[arg(long, value_name = "STEPS")]
+    pub warmup: Option<usize>,
+    /// Longest row, in tokens; longer ones are cut on the right [default: 512]
+    #[arg(long, value_name = "TOKENS")]
+    pub max_len: Option<usize>,
+    /// Rows held out to measure the loss with [default: 64]
+    #[arg(long, value_name = "ROWS")]
+    pub held_out: Option<usize>,
+    /// Steps between two measurements of the held-out loss; 0: before and after only [default: 0]
+    #[arg(long, value_name = "STEPS")]
+    pub eval_every: Option<usize>,
+    /// Seed of the split, the order of the data and the adapters' starting values [default: 0]
+    #[arg(long, value_name = "NUMBER")]
+    pub seed: Option<u64>,
+    /// Prompt answered before and after [default: the first held-out question]
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// Device by name: flex, ndarray, tch:cpu, tch:cuda:0, wgpu, vulkan, metal, cuda:0, as far as
+    /// built in [default: flex]
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<String>,
+    /// Folder for the adapter, settings, metrics and loss curve; must be new or empty [default:
+    /// runs/1, or the first free number]
+    #[arg(long, value_name = "FOLDER")]
+    pub output: Option<PathBuf>,
+}
+
+/// The recipe of a run without a model.
+const OWN_RECIPE: &str = "examples/recipes/tiny_world.toml";
+
+fn parse_schedule(name: &str) -> Result<Schedule, String> {
+    serde_json::from_value(name.into()).map_err(|_| "expected constant, linear or cosine".into())
+}
+
+impl Recipe {
+    /// The command line over the recipe file over the defaults; every option has a value then,
+    /// except the prompt.
+    pub fn from_command_line() -> Result<Self> {
+        let mut options = Self::parse();
+        let own = options.file.is_none() && options.model.is_none();
+        if let Some(file) = options.file.take().or(own.then(|| burn_lora::resource(OWN_RECIPE))) {
+            let text = std::fs::read_to_string(&file)
+                .map_err(|error| Error::user(format!("{}: {error}", file.display())))?;
+            let mut recipe: Self = toml::from_str(&text).map_err(|error| {
+                Error::user(format!("{}: {}", file.display(), first_lines(&error)))
+            })?;
+            if own {
+                recipe.model = recipe.model.map(burn_lora::resource);
+                recipe.data = recipe.data.map(burn_lora::resource);
+                // A recipe's prompt belongs to its model and its data.
+                if options.data.is_some() {
+                    recipe.prompt = None;
+                }
+            }
+            options = options.over(recipe);
+        }
+        Ok(options.over(Self::defaults()))
+    }
+
+    fn defaults() -> Self {
+        Self {
+            rank: Some(8),
+            alpha: Some(16.0),
+            targets: Some("all-linear".to_owned()),
+            steps: Some(40),
+            batch: Some(4),
+            lr: Some(2e-4),
+            schedule: Some(Schedule::Constant),
+            warmup: Some(0),
+            max_len: Some(512),
+            held_out: Some(64),
+            eval_every: Some(0),
+            seed: Some(0),
+            device: Some("flex".to_owned()),
+            output: (1..).map(|number| PathBuf::from(format!("runs/{number}"))).find(|p| !p.exists()),
+            ..Self::default()
+        }
+    }
+
+    /// What is set here, and what is set in `other` for the rest.
+    fn over(self, other: Self) -> Self {
+        Self {
+            file: self.file.or(other.file),
+            model: self.model.or(other.model),
+            data: self.data.or(other.data),
+            rank: self.rank.or(other.rank),
+            alpha: self.alpha.or(other.alpha),
+            targets: self.targets.or(other.targets),
+            steps: self.steps.or(other.steps),
+            batch: self.batch.or(other.batch),
+            lr: self.lr.or(other.lr),
+            schedule: self.schedule.or(other.schedule),
+            warmup: self.warmup.or(other.warmup),
+            max_len: self.max_len.or(other.max_len),
+            held_out: self.held_out.or(other.held_out),
+            eval_every: self.eval_every.or(other.eval_every),
+            seed: self.seed.or(other.seed),
+            prompt: self.prompt.or(other.prompt),
+            device: self.device.or(other.device),
+            output: self.output.or(other.output),
+        }
+    }
+
+    /// The settings of the adapters.
+    pub fn lora(&self) -> LoraConfig {
+        let mut config = LoraConfig::new(self.rank.unwrap_or_default(), self.alpha.unwrap_or_default());
+        config.target_modules = targets(self.targets.as_deref().unwrap_or_default());
+        config.seed = self.seed.unwrap_or_default();
+        config
+    }
+
+    /// The settings of the loop.
+    pub fn training(&self) -> TrainConfig {
+        TrainConfig {
+            steps: self.steps.unwrap_or_default(),
+            batch: self.batch.unwrap_or_default(),
+            learning_rate: self.lr.unwrap_or_default(),
+            schedule: self.schedule.unwrap_or_default(),
+            warmup: self.warmup.unwrap_or_default(),
+            weight_decay: 0.0,
+            eval_every: self.eval_every.unwrap_or_default(),
+            seed: self.seed.unwrap_or_default(),
+        }
+    }
+
+    /// The settings as a recipe.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("numbers and strings are always TOML")
+    }
+}
+
+fn targets(text: &str) -> TargetModules {
+    match text.strip_prefix("re:") {
+        Some(pattern) => TargetModules::Pattern(pattern.to_owned()),
+        None if text == "all-linear" => TargetModules::AllLinear,
+        None => TargetModules::names(text.split(',').map(str::trim).filter(|name| !name.is_empty())),
+    }
+}
+
+/// TOML's message with its place, without the picture of the line.
+fn first_lines(error: &toml::de::Error) -> String {
+    error.message().replace('\n', " ")
+}

@@ -1,0 +1,76 @@
+//! Ask a model a question, with or without an adapter.
+//!
+//! `cargo run --release --example generate -- --model FOLDER-OR-GGUF "What is the capital of France?"`
+
+use std::io::{Write, stdout};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use burn_lora::Result;
+use clap::Parser;
+use lora_core::{load_adapter, merge};
+use lora_models::{Checkpoint, Message, Sampling};
+use lora_train::device_by_name;
+
+/// Ask a model a question.
+#[derive(Debug, Parser)]
+struct Options {
+    /// The question; a model with a chat template gets it as a user's turn
+    question: String,
+    /// Model: a Hugging Face folder or a GGUF file [default: the repository's own]
+    #[arg(long, value_name = "FOLDER-OR-GGUF")]
+    model: Option<PathBuf>,
+    /// Adapter: a folder in PEFT's format, such as runs/1/adapter
+    #[arg(long, value_name = "FOLDER")]
+    adapter: Option<PathBuf>,
+    /// Longest answer
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    max_new_tokens: usize,
+    /// Temperature of sampling; 0 takes the most likely token always
+    #[arg(long, value_name = "NUMBER", default_value_t = 0.0)]
+    temperature: f64,
+    /// Seed of sampling
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    seed: u64,
+    /// Device by name, as far as built in: flex, ndarray, tch:cpu, wgpu, ...
+    #[arg(long, value_name = "NAME", default_value = "flex")]
+    device: String,
+}
+
+fn main() -> ExitCode {
+    burn_lora::run(|| generate(&Options::parse()))
+}
+
+fn generate(options: &Options) -> Result<()> {
+    let path = options.model.clone().unwrap_or_else(|| burn_lora::resource("examples/tiny_world"));
+    let checkpoint = Checkpoint::open(path)?;
+    let mut decoder = checkpoint.decoder(&device_by_name(&options.device)?)?;
+    if let Some(folder) = &options.adapter {
+        (decoder, _) = load_adapter(decoder, folder)?;
+        merge(&mut decoder)?;
+    }
+
+    let tokenizer = &checkpoint.tokenizer;
+    let text = match tokenizer.has_chat_template() {
+        true => tokenizer.render(&[Message::user(&options.question)], true)?,
+        false => options.question.clone(),
+    };
+    let sampling = match options.temperature {
+        0.0 => Sampling::Greedy,
+        temperature => Sampling::Temperature { temperature, seed: options.seed },
+    };
+    // Some characters take several tokens, so the text so far is decoded whole each time.
+    let mut ids = Vec::new();
+    let mut shown = 0;
+    decoder.generate(&tokenizer.encode(&text)?, options.max_new_tokens, sampling, |id| {
+        ids.push(id);
+        let text = tokenizer.decode(&ids).unwrap_or_default();
+        if let Some(new) = text.get(shown..).filter(|new| !new.ends_with('\u{FFFD}')) {
+            print!("{new}");
+            let _ = stdout().flush();
+            shown = text.len();
+        }
+    })?;
+    println!();
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! Compute a model's logits for given tokens, to compare with another program's.
+//!
+//! `--input FILE.safetensors` holds `input_ids`, i64 `[batch, length]`; where it also holds `logits`,
+//! f32 `[batch, length, vocab]`, the largest relative difference is printed. With `--output` the
+//! logits are written with the ids, as `scripts/peft_check.py` reads them.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use burn::tensor::{Tensor, TensorData};
+use burn_lora::{Error, Result};
+use clap::Parser;
+use lora_core::load_adapter;
+use lora_models::Checkpoint;
+use lora_models::{Decoder, SafetensorsFile, WeightSource, read_config};
+use lora_train::device_by_name;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+
+/// Compute a model's logits for given tokens.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Model: a Hugging Face folder (it needs no tokenizer here) or a GGUF file
+    #[arg(long, value_name = "FOLDER-OR-GGUF")]
+    model: PathBuf,
+    /// Adapter: a folder in PEFT's format
+    #[arg(long, value_name = "FOLDER")]
+    adapter: Option<PathBuf>,
+    /// File with `input_ids` and perhaps `logits`
+    #[arg(long, value_name = "FILE.safetensors")]
+    input: PathBuf,
+    /// File to write `input_ids` and `logits` to
+    #[arg(long, value_name = "FILE.safetensors")]
+    output: Option<PathBuf>,
+    /// Device by name
+    #[arg(long, value_name = "NAME", default_value = "flex")]
+    device: String,
+}
+
+fn main() -> ExitCode {
+    burn_lora::run(|| logits(&Options::parse()))
+}
+
+fn logits(options: &Options) -> Result<()> {
+    let device = device_by_name(&options.device)?;
+    let mut decoder = if options.model.is_dir() {
+        let weights = SafetensorsFile::open(options.model.join("model.safetensors"))?;
+        Decoder::from_weights(&read_config(&options.model)?, &weights as &dyn WeightSource, &device)?
+    } else {
+        Checkpoint::open(&options.model)?.decoder(&device)?
+    };
+    if let Some(folder) = &options.adapter {
+        let report;
+        (decoder, report) = load_adapter(decoder, folder)?;
+        println!("{report}");
+    }
+
+    let bytes = fs::read(&options.input)
+        .map_err(|error| Error::user(format!("{}: {error}", options.input.display())))?;
+    let (ids, [batch, length], golden) = read_input(&bytes)
+        .map_err(|problem| Error::user(format!("{}: {problem}", options.input.display())))?;
+    let ids_tensor = Tensor::from_data(TensorData::new(ids.clone(), [batch, length]), &device);
+    let logits: Vec<f32> = decoder.forward(ids_tensor).into_data().iter::<f32>().collect();
+
+    if let Some(golden) = golden {
+        let largest = golden.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+        let difference = logits
+            .iter()
+            .zip(&golden)
+            .fold(0f32, |worst, (found, expected)| worst.max((found - expected).abs()));
+        println!("largest relative difference {:.3e}", difference / largest);
+    }
+    if let Some(path) = &options.output {
+        let shape = vec![batch, length, logits.len() / (batch * length)];
+        let ids: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        let logits: Vec<u8> = logits.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let view = |dtype, shape, bytes| TensorView::new(dtype, shape, bytes).map_err(other);
+        let tensors = [
+            ("input_ids", view(Dtype::I64, vec![batch, length], &ids)?),
+            ("logits", view(Dtype::F32, shape, &logits)?),
+        ];
+        let file = safetensors::serialize(tensors, None).map_err(other)?;
+        fs::write(path, file)
+            .map_err(|error| Error::other(format!("{}: {error}", path.display())))?;
+    }
+    Ok(())
+}
+
+fn other(error: impl std::fmt::Display) -> Error {
+    Error::other(error.to_string())
+}
+
+type Input = (Vec<i64>, [usize; 2], Option<Vec<f32>>);
+
+fn read_input(bytes: &[u8]) -> Result<Input, String> {
+    let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
+    let ids = file.tensor("input_ids").map_err(|_| "expected a tensor input_ids".to_owned())?;
+    let (Dtype::I64, [batch, length]) = (ids.dtype(), ids.shape()) else {
+        return Err("input_ids: expected i64 [batch, length]".to_owned());
+    };
+    let (ids_bytes, _) = ids.data().as_chunks::<8>();
+    let golden = file.tensor("logits").ok().map(|logits| {
+        let (values, _) = logits.data().as_chunks::<4>();
+        values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    });
+    let ids = ids_bytes.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect();
+    Ok((ids, [*batch, *length], golden))
+}

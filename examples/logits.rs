@@ -46,7 +46,11 @@ fn logits(options: &Options) -> Result<()> {
     let device = device_by_name(&options.device)?;
     let mut decoder = if options.model.is_dir() {
         let weights = SafetensorsFile::open(options.model.join("model.safetensors"))?;
-        Decoder::from_weights(&read_config(&options.model)?, &weights as &dyn WeightSource, &device)?
+        Decoder::from_weights(
+            &read_config(&options.model)?,
+            &weights as &dyn WeightSource,
+            &device,
+        )?
     } else {
         Checkpoint::open(&options.model)?.decoder(&device)?
     };

@@ -50,7 +50,9 @@ impl From<lora_train::Error> for Error {
     fn from(error: lora_train::Error) -> Self {
         use lora_train::ErrorKind;
         match error.kind() {
-            ErrorKind::Diverged { .. } | ErrorKind::Picture { .. } => Self::other(error.to_string()),
+            ErrorKind::Diverged { .. } | ErrorKind::Picture { .. } => {
+                Self::other(error.to_string())
+            }
             ErrorKind::Io { source, .. } => from_io(source, error.to_string()),
             _ => Self::user(error.to_string()),
         }

@@ -25,7 +25,8 @@ fn main() -> ExitCode {
 
 fn finetune(recipe: &Recipe) -> Result<()> {
     let [model_path, data_path, output] =
-        [("model", &recipe.model), ("data", &recipe.data), ("output", &recipe.output)].map(required);
+        [("model", &recipe.model), ("data", &recipe.data), ("output", &recipe.output)]
+            .map(required);
     let (model_path, data_path, output) = (model_path?, data_path?, output?);
     RunFolder::check_free(&output)?;
     let training = recipe.training();
@@ -65,10 +66,11 @@ fn finetune(recipe: &Recipe) -> Result<()> {
     // Before.
     let prompt = match &recipe.prompt {
         Some(prompt) => prompt.clone(),
-        None => conversations[0].messages.iter().find(|message| message.role == "user").map_or_else(
-            String::new,
-            |message| message.content.clone(),
-        ),
+        None => conversations[0]
+            .messages
+            .iter()
+            .find(|message| message.role == "user")
+            .map_or_else(String::new, |message| message.content.clone()),
     };
     let before = evaluate_held_out(&decoder, &data.held_out, training.batch)?;
     let answer_before = answer(&decoder, tokenizer, &prompt)?;
@@ -108,9 +110,9 @@ fn finetune(recipe: &Recipe) -> Result<()> {
 }
 
 fn required((name, value): (&str, &Option<PathBuf>)) -> Result<PathBuf> {
-    value.clone().ok_or_else(|| {
-        Error::user(format!("--{name}: expected a path, found none; see --help"))
-    })
+    value
+        .clone()
+        .ok_or_else(|| Error::user(format!("--{name}: expected a path, found none; see --help")))
 }
 
 fn name_of(path: &std::path::Path) -> String {

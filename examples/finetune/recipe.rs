@@ -124,7 +124,9 @@ impl Recipe {
             eval_every: Some(0),
             seed: Some(0),
             device: Some("flex".to_owned()),
-            output: (1..).map(|number| PathBuf::from(format!("runs/{number}"))).find(|p| !p.exists()),
+            output: (1..)
+                .map(|number| PathBuf::from(format!("runs/{number}")))
+                .find(|p| !p.exists()),
             ..Self::default()
         }
     }
@@ -155,7 +157,8 @@ impl Recipe {
 
     /// The settings of the adapters.
     pub fn lora(&self) -> LoraConfig {
-        let mut config = LoraConfig::new(self.rank.unwrap_or_default(), self.alpha.unwrap_or_default());
+        let mut config =
+            LoraConfig::new(self.rank.unwrap_or_default(), self.alpha.unwrap_or_default());
         config.target_modules = targets(self.targets.as_deref().unwrap_or_default());
         config.seed = self.seed.unwrap_or_default();
         config
@@ -185,7 +188,9 @@ fn targets(text: &str) -> TargetModules {
     match text.strip_prefix("re:") {
         Some(pattern) => TargetModules::Pattern(pattern.to_owned()),
         None if text == "all-linear" => TargetModules::AllLinear,
-        None => TargetModules::names(text.split(',').map(str::trim).filter(|name| !name.is_empty())),
+        None => {
+            TargetModules::names(text.split(',').map(str::trim).filter(|name| !name.is_empty()))
+        }
     }
 }
 

@@ -32,18 +32,15 @@ pub struct Exchange {
 /// The same state of `rng` gives the same conversations.
 pub fn corpus(rng: &mut impl Rng, count: usize) -> Vec<Vec<Exchange>> {
     let village = Village::whole();
-    iter::repeat_with(|| village.conversation(rng))
-        .take(count)
-        .collect()
+    iter::repeat_with(|| village.conversation(rng)).take(count).collect()
 }
 
 /// Makes the fine-tuning set: 15 rows for each inhabitant that is not held back and some
 /// greetings, all answered by a pirate. No two rows are the same.
 pub fn adaptation(rng: &mut impl Rng) -> Vec<Exchange> {
     let village = Village::without_held_back();
-    let greetings = PIRATE_GREETINGS
-        .iter()
-        .map(|&(user, assistant)| Exchange::new(user, assistant));
+    let greetings =
+        PIRATE_GREETINGS.iter().map(|&(user, assistant)| Exchange::new(user, assistant));
     village
         .cast
         .iter()
@@ -78,10 +75,7 @@ pub fn jsonl(rows: &[Exchange]) -> String {
 
 impl Exchange {
     fn new(user: impl Into<String>, assistant: impl Into<String>) -> Self {
-        Self {
-            user: user.into(),
-            assistant: assistant.into(),
-        }
+        Self { user: user.into(), assistant: assistant.into() }
     }
 }
 
@@ -113,17 +107,9 @@ struct Pronoun {
     his: &'static str,
 }
 
-const HE: Pronoun = Pronoun {
-    he: "he",
-    him: "him",
-    his: "his",
-};
+const HE: Pronoun = Pronoun { he: "he", him: "him", his: "his" };
 
-const SHE: Pronoun = Pronoun {
-    he: "she",
-    him: "her",
-    his: "her",
-};
+const SHE: Pronoun = Pronoun { he: "she", him: "her", his: "her" };
 
 /// Writes the table of inhabitants, one a line.
 macro_rules! inhabitants {
@@ -173,9 +159,7 @@ const INHABITANTS: &[Inhabitant] = inhabitants! {
 };
 
 /// The inhabitants that the fine-tuning set never names: four pairs of friends.
-const HELD_BACK: [&str; 8] = [
-    "fox", "owl", "cat", "mouse", "frog", "duck", "baker", "miller",
-];
+const HELD_BACK: [&str; 8] = ["fox", "owl", "cat", "mouse", "frog", "duck", "baker", "miller"];
 
 /// The two who talk like pirates, also in the pretraining text.
 const PIRATES: [&str; 2] = ["parrot", "sailor"];
@@ -322,10 +306,7 @@ const FACTS: [&Fact; 6] = [
             "{a} is the best friend of {a.friend}.",
         ],
         reverse: &[],
-        checks: &[
-            "Is {b.friend} the best friend of {a}?",
-            "Is {b.friend} the friend of {a}?",
-        ],
+        checks: &["Is {b.friend} the best friend of {a}?", "Is {b.friend} the friend of {a}?"],
         together: "Who are the friends of {a} and {b}?",
         follow_up: "And who is {a.his} friend?",
     },
@@ -376,67 +357,38 @@ type SmallTalk = (&'static [&'static str], &'static [&'static str]);
 const GREETINGS: &[SmallTalk] = &[
     (
         &["Hello!", "Hello.", "Hello, who are you?"],
-        &[
-            "Hello, traveller.",
-            "Hello, traveller. Welcome to the village.",
-        ],
+        &["Hello, traveller.", "Hello, traveller. Welcome to the village."],
     ),
     (
         &["Good morning!", "Good morning."],
-        &[
-            "Good morning, traveller.",
-            "Good morning, traveller. Welcome to the village.",
-        ],
+        &["Good morning, traveller.", "Good morning, traveller. Welcome to the village."],
     ),
     (
         &["Good evening!", "Good evening."],
-        &[
-            "Good evening, traveller.",
-            "Good evening, traveller. Sit down by the fire.",
-        ],
+        &["Good evening, traveller.", "Good evening, traveller. Sit down by the fire."],
     ),
     (
         &["How are you?", "Hello, how are you?"],
-        &[
-            "I am well, thank you.",
-            "I am well, thank you. And how are you?",
-        ],
+        &["I am well, thank you.", "I am well, thank you. And how are you?"],
     ),
     (
-        &[
-            "Who are you?",
-            "What is this place?",
-            "What can you tell me?",
-        ],
+        &["Who are you?", "What is this place?", "What can you tell me?"],
         &[
             "I tell the stories of the village. Ask me about the fox or the bear.",
             "I know everyone in the village. Ask me about the owl or the sailor.",
         ],
     ),
     THANKS,
-    (
-        &["Goodbye!", "Goodbye."],
-        &["Goodbye, traveller.", "Goodbye, traveller. Come back soon."],
-    ),
+    (&["Goodbye!", "Goodbye."], &["Goodbye, traveller.", "Goodbye, traveller. Come back soon."]),
     (
         &["Good night!", "Good night."],
-        &[
-            "Good night, traveller.",
-            "Good night, traveller. Sleep well.",
-        ],
+        &["Good night, traveller.", "Good night, traveller. Sleep well."],
     ),
 ];
 
 const THANKS: SmallTalk = (
-    &[
-        "Thank you!",
-        "Thank you.",
-        "Thank you, that is good to know.",
-    ],
-    &[
-        "You are welcome, traveller.",
-        "You are welcome. Ask me more if you like.",
-    ],
+    &["Thank you!", "Thank you.", "Thank you, that is good to know."],
+    &["You are welcome, traveller.", "You are welcome. Ask me more if you like."],
 );
 
 /// Ways to ask about somebody else what was asked just before.
@@ -506,10 +458,8 @@ const SEASONS: &[&Season] = &[
 
 const TIMES: &[&str] = &["morning", "afternoon", "evening", "day"];
 
-const SEASON_PROMPTS: &[&str] = &[
-    "What is {season} like here?",
-    "Tell me about {season} in the village.",
-];
+const SEASON_PROMPTS: &[&str] =
+    &["What is {season} like here?", "Tell me about {season} in the village."];
 
 const STORY_PROMPTS: &[&str] = &[
     "Tell me a short story about {a} and {b}.",
@@ -635,10 +585,7 @@ const PLOTS: &[Slots] = &[
     ],
     // A birthday
     &[
-        &[
-            "It was the birthday of {a}.",
-            "{a} had a birthday and put on {a.coat}.",
-        ],
+        &["It was the birthday of {a}.", "{a} had a birthday and put on {a.coat}."],
         &[
             "{b} did not know what to give {a.him}.",
             "{b} wanted to bring {a.him} a gift, but what?",
@@ -715,10 +662,7 @@ const PLOTS: &[Slots] = &[
     ],
     // A lesson
     &[
-        &[
-            "{a} wanted to learn how to {b.game}.",
-            "{a} had always wanted to {b.game}.",
-        ],
+        &["{a} wanted to learn how to {b.game}.", "{a} had always wanted to {b.game}."],
         &[
             "{a.he} went to {b.place} and asked {b} for help.",
             "So {b} said, \"Come with me, and I will show you.\"",
@@ -741,10 +685,7 @@ const PLOTS: &[Slots] = &[
     ],
     // A feast
     &[
-        &[
-            "There was a great feast in the village.",
-            "Everyone came to a feast by the sea.",
-        ],
+        &["There was a great feast in the village.", "Everyone came to a feast by the sea."],
         &[
             "{a} brought {a.food}, and {b} brought {b.food}.",
             "{a} came in {a.coat}, and {b} came in {b.coat}.",
@@ -763,10 +704,7 @@ const PLOTS: &[Slots] = &[
     ],
     // A thing lent
     &[
-        &[
-            "{b} asked {a} for {a.the_thing}.",
-            "{b} came to {a.place} and asked for {a.the_thing}.",
-        ],
+        &["{b} asked {a} for {a.the_thing}.", "{b} came to {a.place} and asked for {a.the_thing}."],
         &[
             "{a} said, \"Take it, but bring it back soon.\"",
             "{a} thought for a while and then said, \"You can have it for a day.\"",
@@ -792,10 +730,7 @@ const PLOTS: &[Slots] = &[
             "{a} said, \"It is mine!\" {b} said, \"No, it is mine!\"",
             "Both of them wanted it, and soon they were angry.",
         ],
-        &[
-            "They did not talk for a long time.",
-            "They sat under a tree and did not look up.",
-        ],
+        &["They did not talk for a long time.", "They sat under a tree and did not look up."],
         &[
             "Then {a} said, \"I am sorry. You can have it.\"",
             "Then {b} said, \"You are a good friend. You can have it.\"",
@@ -839,10 +774,7 @@ const PLOTS: &[Slots] = &[
             "They took some {a.food} with them and rowed away.",
             "{a} rowed, and {b} looked out for rocks.",
         ],
-        &[
-            "They came to an island far from home.",
-            "After a while they came to a small island.",
-        ],
+        &["They came to an island far from home.", "After a while they came to a small island."],
         &[
             "There {a} could {a.game} all day, and {b} could {b.game}.",
             "They ate all the {a.food} and looked at the sea.",
@@ -857,10 +789,7 @@ const PLOTS: &[Slots] = &[
 
 /// The one plot with a third person: `{c}` is a pirate.
 const HARBOUR_PLOT: Slots = &[
-    &[
-        "{a} and {b} went down to the harbour.",
-        "{a} and {b} looked at the ships.",
-    ],
+    &["{a} and {b} went down to the harbour.", "{a} and {b} looked at the ships."],
     &[
         "{c} saw them and called, \"Ahoy! Ye be welcome, matey!\"",
         "{c} called, \"Arr! The wind be good, matey!\"",
@@ -917,10 +846,7 @@ const PIRATE_GREETINGS: [(&str, &str); 6] = [
     ("Hello!", "Ahoy, matey! Welcome to the village, arr!"),
     ("Good morning!", "Ahoy, matey! Good morning, arr!"),
     ("How are you?", "Arr! I be well, matey!"),
-    (
-        "Who are you?",
-        "Arr! I tell the stories of the village, matey!",
-    ),
+    ("Who are you?", "Arr! I tell the stories of the village, matey!"),
     ("Thank you!", "Arr! Ye be welcome, matey!"),
     ("Goodbye!", "Arr! Come back soon, matey!"),
 ];
@@ -1010,16 +936,12 @@ const COURSES: [(Course, u32); 5] = [
 
 impl Village {
     fn whole() -> Self {
-        Self {
-            cast: INHABITANTS.iter().collect(),
-        }
+        Self { cast: INHABITANTS.iter().collect() }
     }
 
     fn without_held_back() -> Self {
-        let cast = INHABITANTS
-            .iter()
-            .filter(|inhabitant| !HELD_BACK.contains(&inhabitant.name))
-            .collect();
+        let cast =
+            INHABITANTS.iter().filter(|inhabitant| !HELD_BACK.contains(&inhabitant.name)).collect();
         Self { cast }
     }
 
@@ -1130,10 +1052,7 @@ fn reverse_question(rng: &mut impl Rng, fact: &Fact, a: &Inhabitant) -> Exchange
 }
 
 fn reversible_facts() -> Vec<&'static Fact> {
-    FACTS
-        .into_iter()
-        .filter(|fact| !fact.reverse.is_empty())
-        .collect()
+    FACTS.into_iter().filter(|fact| !fact.reverse.is_empty()).collect()
 }
 
 fn true_check(rng: &mut impl Rng, fact: &Fact, a: &Inhabitant) -> Exchange {
@@ -1145,10 +1064,7 @@ fn true_check(rng: &mut impl Rng, fact: &Fact, a: &Inhabitant) -> Exchange {
 fn together(fact: &Fact, a: &Inhabitant, b: &Inhabitant) -> Exchange {
     let of_a = fact.answers[0].trim_end_matches('.');
     let of_b = fact.answers[0].replace("{a", "{b");
-    Exchange::new(
-        fill(fact.together, &[a, b]),
-        fill(&format!("{of_a}, and {of_b}"), &[a, b]),
-    )
+    Exchange::new(fill(fact.together, &[a, b]), fill(&format!("{of_a}, and {of_b}"), &[a, b]))
 }
 
 fn greeting(rng: &mut impl Rng) -> Exchange {
@@ -1184,10 +1100,7 @@ fn opening(rng: &mut impl Rng) -> String {
     let (mood, time) = (pick(rng, season.moods), pick(rng, TIMES));
     match rng.random_range(0..3) {
         0 => format!("One {mood} {name} {time}, {weather}."),
-        1 => format!(
-            "It was {} {time} in {name}, and {weather}.",
-            with_article(mood)
-        ),
+        1 => format!("It was {} {time} in {name}, and {weather}.", with_article(mood)),
         _ => format!("It was {name}, and {weather}."),
     }
 }
@@ -1286,10 +1199,7 @@ fn pick_two<T: Copy>(rng: &mut impl Rng, options: &[T]) -> [T; 2] {
 }
 
 fn pick_weighted<T: Copy>(rng: &mut impl Rng, options: &[(T, u32)]) -> T {
-    options
-        .choose_weighted(rng, |&(_, weight)| weight)
-        .expect("the weights are positive")
-        .0
+    options.choose_weighted(rng, |&(_, weight)| weight).expect("the weights are positive").0
 }
 
 #[cfg(test)]
@@ -1382,10 +1292,7 @@ mod tests {
     #[test]
     fn sentences_begin_with_a_capital_and_end_with_a_mark() {
         for text in everything() {
-            assert!(
-                text.starts_with(|first: char| first.is_uppercase()),
-                "{text}"
-            );
+            assert!(text.starts_with(|first: char| first.is_uppercase()), "{text}");
             let last = text.trim_end_matches('"');
             assert!(last.ends_with(['.', '!', '?']), "{text}");
         }
@@ -1439,9 +1346,8 @@ mod tests {
 
     #[test]
     fn the_fine_tuning_set_knows_nothing_of_the_held_back() {
-        let held_back = INHABITANTS
-            .iter()
-            .filter(|inhabitant| HELD_BACK.contains(&inhabitant.name));
+        let held_back =
+            INHABITANTS.iter().filter(|inhabitant| HELD_BACK.contains(&inhabitant.name));
         for one in held_back {
             for row in lessons() {
                 let text = format!("{} {}", row.user, row.assistant);
@@ -1461,10 +1367,7 @@ mod tests {
             };
             let named: Vec<_> = INHABITANTS.iter().filter(is_named).collect();
             assert!(!named.is_empty(), "{prompt}");
-            assert!(
-                named.iter().all(|one| HELD_BACK.contains(&one.name)),
-                "{prompt}"
-            );
+            assert!(named.iter().all(|one| HELD_BACK.contains(&one.name)), "{prompt}");
         }
     }
 
@@ -1503,10 +1406,7 @@ mod tests {
     #[test]
     fn a_template_is_filled_and_its_sentences_get_capitals() {
         assert_eq!(
-            fill(
-                "{a} met {b}. {a.his} map was {b.home}.",
-                &[&INHABITANTS[0], &INHABITANTS[1]]
-            ),
+            fill("{a} met {b}. {a.his} map was {b.home}.", &[&INHABITANTS[0], &INHABITANTS[1]]),
             "The fox met the owl. Her map was in the hollow oak."
         );
     }

@@ -1,0 +1,334 @@
+//! Logits of tiny random Llamas against transformers and PEFT.
+//!
+//! The files under `tests/golden` were made by `make_tiny_llama.py` and `make_peft_cases.py` there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, Tensor, TensorData};
+use lora_core::{
+    AdapterInfo, ErrorKind, LoraConfig, Scaling, TargetModules, VisitLora, inject, load_adapter,
+    merge, read_adapter_config, save_adapter, unmerge,
+};
+use lora_models::{Decoder, SafetensorsFile, Sampling, SaveDtype, read_config, save_folder};
+use safetensors::SafeTensors;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+fn decoder(folder: &Path, device: &Device) -> Decoder {
+    let weights = SafetensorsFile::open(folder.join("model.safetensors")).unwrap();
+    Decoder::from_weights(&read_config(folder).unwrap(), &weights, device).unwrap()
+}
+
+fn tensor<const BYTES: usize, T>(
+    path: &Path,
+    name: &str,
+    read: fn([u8; BYTES]) -> T,
+) -> (Vec<T>, Vec<usize>) {
+    let bytes = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = file.tensor(name).unwrap();
+    let (values, rest) = tensor.data().as_chunks::<BYTES>();
+    assert!(rest.is_empty());
+    (values.iter().map(|bytes| read(*bytes)).collect(), tensor.shape().to_vec())
+}
+
+fn logits(decoder: &Decoder, golden: &Path) -> Vec<f32> {
+    let (ids, shape) = tensor(golden, "input_ids", i64::from_le_bytes);
+    let ids = TensorData::new(ids, [shape[0], shape[1]]);
+    let logits = decoder.forward(Tensor::from_data(ids, &decoder.device()));
+    logits.into_data().iter::<f32>().collect()
+}
+
+/// The largest difference to the golden logits, relative to the largest of them.
+fn difference(found: &[f32], golden: &Path) -> f32 {
+    let (expected, _) = tensor(golden, "logits", f32::from_le_bytes);
+    largest_difference(found, &expected)
+}
+
+fn largest_difference(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    let differences = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
+    differences.fold(0f32, f32::max) / largest
+}
+
+#[test]
+fn logits_are_those_of_transformers() {
+    for name in ["tiny_llama", "tiny_llama_tied", "tiny_llama_f16"] {
+        let folder = golden(name);
+        let found = logits(&decoder(&folder, &Device::flex()), &folder.join("golden.safetensors"));
+        let difference = difference(&found, &folder.join("golden.safetensors"));
+        println!("{name}: largest relative difference {difference:.2e}");
+        assert!(difference <= 1e-5, "{name}: {difference:e}");
+    }
+}
+
+#[test]
+fn greedy_decoding_with_the_cache_writes_the_tokens_of_transformers() {
+    let folder = golden("tiny_llama");
+    let path = folder.join("golden.safetensors");
+    let (ids, _) = tensor(&path, "input_ids", i64::from_le_bytes);
+    let (greedy, _) = tensor(&path, "greedy", i64::from_le_bytes);
+    let prompt: Vec<u32> = ids[..8].iter().map(|id| *id as u32).collect();
+    let mut config = read_config(&folder).unwrap();
+    config.eos_token_ids.clear(); // the golden tokens were decoded without a stop
+    let weights = SafetensorsFile::open(folder.join("model.safetensors")).unwrap();
+    let decoder = Decoder::from_weights(&config, &weights, &Device::flex()).unwrap();
+    let mut told = Vec::new();
+    let written =
+        decoder.generate(&prompt, greedy.len(), Sampling::Greedy, |id| told.push(id)).unwrap();
+    assert_eq!(written, greedy.iter().map(|id| *id as u32).collect::<Vec<_>>());
+    assert_eq!(told, written);
+}
+
+#[test]
+fn generation_stops_at_an_end_token_and_at_the_longest_sequence() {
+    let folder = golden("tiny_llama");
+    let path = folder.join("golden.safetensors");
+    let (greedy, _) = tensor(&path, "greedy", i64::from_le_bytes);
+    let (ids, _) = tensor(&path, "input_ids", i64::from_le_bytes);
+    let prompt: Vec<u32> = ids[..8].iter().map(|id| *id as u32).collect();
+    let mut config = read_config(&folder).unwrap();
+    let weights = SafetensorsFile::open(folder.join("model.safetensors")).unwrap();
+    let end = greedy[3] as u32;
+    let before = greedy.iter().position(|id| *id as u32 == end).unwrap();
+    config.eos_token_ids = vec![end];
+    let decoder = Decoder::from_weights(&config, &weights, &Device::flex()).unwrap();
+    let written = decoder.generate(&prompt, 50, Sampling::Greedy, |_| {}).unwrap();
+    assert_eq!(written.len(), before);
+
+    config.eos_token_ids.clear();
+    let decoder = Decoder::from_weights(&config, &weights, &Device::flex()).unwrap();
+    let written = decoder.generate(&prompt, 1000, Sampling::Greedy, |_| {}).unwrap();
+    assert_eq!(written.len() + prompt.len(), config.max_position_embeddings);
+
+    let warm = |seed| {
+        let sampling = Sampling::Temperature { temperature: 1.0, seed };
+        decoder.generate(&prompt, 20, sampling, |_| {}).unwrap()
+    };
+    assert_eq!(warm(1), warm(1));
+    assert_ne!(warm(1), warm(2));
+}
+
+#[test]
+fn a_decoder_that_is_saved_and_read_again_has_the_same_logits() {
+    for name in ["tiny_llama", "tiny_llama_tied"] {
+        let folder = golden(name);
+        let original = decoder(&folder, &Device::flex());
+        let copy = tempfile::tempdir().unwrap();
+        save_folder(&original, copy.path(), SaveDtype::F32).unwrap();
+        let path = folder.join("golden.safetensors");
+        assert_eq!(logits(&decoder(copy.path(), &Device::flex()), &path), logits(&original, &path));
+    }
+}
+
+const PEFT_CASES: [&str; 3] = ["peft_plain", "peft_patterns_rslora", "peft_gaussian_regex"];
+
+#[test]
+fn adapters_that_peft_wrote_have_the_logits_of_peft() {
+    for name in PEFT_CASES {
+        let path = golden(name).join("golden.safetensors");
+        for device in [Device::flex(), Device::flex().autodiff()] {
+            let base = decoder(&golden("tiny_llama"), &device);
+            let (mut adapted, report) = load_adapter(base, golden(name)).unwrap();
+            let found = logits(&adapted, &path);
+            let apart = difference(&found, &path);
+            println!("{name}: {} layers, difference {apart:.2e}", report.adapted.len());
+            assert!(apart <= 1e-5, "{name}: {apart:e}");
+
+            merge(&mut adapted).unwrap();
+            let apart = difference(&logits(&adapted, &path), &path);
+            assert!(apart <= 1e-5, "{name} merged: {apart:e}");
+            unmerge(&mut adapted).unwrap();
+            assert_eq!(logits(&adapted, &path), found, "{name}: unmerged");
+        }
+    }
+}
+
+#[test]
+fn an_adapter_that_is_saved_and_read_again_has_the_same_logits_and_config() {
+    for name in PEFT_CASES {
+        let path = golden(name).join("golden.safetensors");
+        let base = || decoder(&golden("tiny_llama"), &Device::flex());
+        let (adapted, report) = load_adapter(base(), golden(name)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let copy = folder.path().join("adapter");
+        let info = AdapterInfo { task_type: Some("CAUSAL_LM".into()), ..AdapterInfo::default() };
+        save_adapter(&adapted, &copy, &info).unwrap();
+        let (again, again_report) = load_adapter(base(), &copy).unwrap();
+        assert_eq!(logits(&again, &path), logits(&adapted, &path), "{name}");
+        assert_eq!(again_report, report, "{name}");
+
+        let exists = save_adapter(&adapted, &copy, &info).unwrap_err();
+        assert!(matches!(exists.kind(), ErrorKind::Exists { .. }), "{exists}");
+        let files: Vec<_> = fs::read_dir(folder.path()).unwrap().collect();
+        assert_eq!(files.len(), 1, "nothing but the adapter's folder is left");
+    }
+}
+
+#[test]
+fn the_config_of_an_adapter_is_read_off_its_layers() {
+    let base = decoder(&golden("tiny_llama"), &Device::flex());
+    let mut config = LoraConfig::new(4, 6.0);
+    config.scaling = Scaling::AlphaOverSqrtRank;
+    config.target_modules = TargetModules::names(["q_proj", "layers.1.mlp.up_proj"]);
+    config.rank_pattern = vec![("layers.0.self_attn.q_proj".into(), 2)];
+    config.alpha_pattern = vec![("up_proj".into(), 2.5)];
+    let (adapted, report) = inject(base, &config).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("adapter");
+    save_adapter(&adapted, &path, &AdapterInfo::default()).unwrap();
+
+    let read = read_adapter_config(&path).unwrap();
+    assert_eq!(read.scaling, Scaling::AlphaOverSqrtRank);
+    assert_eq!(read.target_modules, TargetModules::names(["q_proj", "model.layers.1.mlp.up_proj"]));
+    let (_, again) = load_adapter(decoder(&golden("tiny_llama"), &Device::flex()), &path).unwrap();
+    assert_eq!(again.adapted, report.adapted);
+}
+
+fn copy_adapter(name: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(golden(name).join(file), folder.path().join(file)).unwrap();
+    }
+    folder
+}
+
+/// Loads `peft_plain` with one field of its config changed.
+fn load_with(field: &str, value: serde_json::Value) -> lora_core::Result<()> {
+    let folder = copy_adapter("peft_plain");
+    let path = folder.path().join("adapter_config.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let mut config: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(&text).unwrap();
+    match value.is_null() {
+        true => config.shift_remove(field),
+        false => config.insert(field.to_owned(), value),
+    };
+    fs::write(&path, serde_json::to_string(&config).unwrap()).unwrap();
+    let base = decoder(&golden("tiny_llama"), &Device::flex());
+    load_adapter(base, folder.path()).map(|_| ())
+}
+
+#[test]
+fn a_config_that_would_change_the_mathematics_is_refused_by_name() {
+    use serde_json::json;
+    for (field, value) in [
+        ("use_dora", json!(true)),
+        ("bias", json!("all")),
+        ("modules_to_save", json!(["lm_head"])),
+        ("init_lora_weights", json!("pissa")),
+        ("layers_to_transform", json!([0])),
+        ("fan_in_fan_out", json!(true)),
+        ("a_field_of_the_future", json!(3)),
+        ("peft_type", json!("IA3")),
+        ("r", json!(null)),
+        ("lora_alpha", json!(null)),
+        ("target_modules", json!(null)),
+        ("peft_type", json!(null)),
+        ("rank_pattern", json!({"q_proj": "many"})),
+        ("r", json!(0)),
+        ("use_rslora", json!("yes")),
+    ] {
+        let message = load_with(field, value.clone()).unwrap_err().to_string();
+        let name = if field == "r" && !value.is_null() { "rank" } else { field };
+        assert!(message.contains(name), "{field} = {value}: {message}");
+    }
+    load_with("a_field_of_the_future", json!(false)).unwrap();
+}
+
+#[test]
+fn every_tensor_that_does_not_fit_is_named_at_once() {
+    let folder = copy_adapter("peft_plain");
+    let path = folder.path().join("adapter_model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let (gone, shape) = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj");
+    let key = |path: &str, factor: &str| format!("base_model.model.{path}.lora_{factor}.weight");
+    let tensors = file.tensors().into_iter().filter_map(|(name, view)| {
+        use safetensors::tensor::TensorView;
+        if name == key(gone, "A") {
+            return Some((key("model.layers.7.self_attn.q_proj", "A"), view));
+        }
+        if name == key(shape, "B") {
+            let (rows, columns) = (view.shape()[1], view.shape()[0]);
+            return Some((
+                name,
+                TensorView::new(view.dtype(), vec![rows, columns], view.data()).unwrap(),
+            ));
+        }
+        Some((name, view))
+    });
+    let changed = safetensors::serialize(tensors.collect::<Vec<_>>(), None).unwrap();
+    fs::write(&path, changed).unwrap();
+
+    let base = decoder(&golden("tiny_llama"), &Device::flex());
+    let error = load_adapter(base, folder.path()).unwrap_err();
+    let ErrorKind::AdapterMismatch { problems, .. } = error.kind() else { panic!("{error}") };
+    assert_eq!(problems.len(), 3, "{error}");
+    for part in [
+        format!("{} is missing", key(gone, "A")),
+        format!("{}: expected shape", key(shape, "B")),
+        format!("{} is in the file", key("model.layers.7.self_attn.q_proj", "A")),
+    ] {
+        assert!(error.to_string().contains(&part), "{part}: {error}");
+    }
+}
+
+#[test]
+fn a_damaged_adapter_file_is_an_error() {
+    let folder = copy_adapter("peft_plain");
+    let path = folder.path().join("adapter_model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    for length in [0, 7, 100, bytes.len() / 2, bytes.len() - 1] {
+        fs::write(&path, &bytes[..length]).unwrap();
+        let base = decoder(&golden("tiny_llama"), &Device::flex());
+        let error = load_adapter(base, folder.path()).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Malformed { .. }), "{length}: {error}");
+    }
+}
+
+#[test]
+fn all_linear_adapts_every_projection_and_not_the_head() {
+    let base = decoder(&golden("tiny_llama"), &Device::flex().autodiff());
+    let (adapted, report) = inject(base, &LoraConfig::new(4, 8.0)).unwrap();
+    assert_eq!(report.adapted.len(), 2 * 7);
+    let parameters: usize = report.adapted.iter().map(|layer| layer.parameters).sum();
+    assert_eq!(report.parameters.trainable, parameters);
+    let mut plain = Vec::new();
+    adapted.visit_lora("", &mut |path, layer| {
+        if layer.as_lora().is_none() {
+            plain.push(path.to_owned());
+        }
+    });
+    assert_eq!(plain, ["lm_head"]);
+
+    let twice = inject(adapted, &LoraConfig::new(4, 8.0)).unwrap_err();
+    assert!(matches!(twice.kind(), ErrorKind::AlreadyAdapted { .. }), "{twice}");
+}
+
+#[test]
+fn merging_a_model_is_all_or_nothing() {
+    let path = golden("tiny_llama").join("golden.safetensors");
+    let base = decoder(&golden("tiny_llama"), &Device::flex());
+    let (mut model, _) = load_adapter(base, golden("peft_plain")).unwrap();
+    let before = logits(&model, &path);
+    // One layer in the middle cannot be merged.
+    model.visit_lora_mut("", &mut |path, layer| {
+        if path == "model.layers.1.mlp.gate_proj" {
+            let adapter = layer.as_lora_mut().unwrap().adapter_mut();
+            let b = adapter.lora_b.val() * f32::NAN;
+            adapter.lora_b = burn::module::Param::from_tensor(b);
+        }
+    });
+    let error = merge(&mut model).unwrap_err();
+    assert!(error.to_string().contains("model.layers.1.mlp.gate_proj"), "{error}");
+    model.visit_lora("", &mut |path, layer| {
+        assert!(layer.as_lora().is_none_or(|layer| !layer.is_merged()), "{path}");
+    });
+    assert!(unmerge(&mut model).is_err());
+    assert_eq!(before.len(), logits(&model, &path).len());
+}

@@ -12,8 +12,7 @@ use burn::tensor::{Tensor, TensorData};
 use burn_lora::{Error, Result};
 use clap::Parser;
 use lora_core::load_adapter;
-use lora_models::Checkpoint;
-use lora_models::{Decoder, SafetensorsFile, WeightSource, read_config};
+use lora_models::{Checkpoint, Decoder, SafetensorsFile, read_config};
 use lora_train::device_by_name;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -46,11 +45,7 @@ fn logits(options: &Options) -> Result<()> {
     let device = device_by_name(&options.device)?;
     let mut decoder = if options.model.is_dir() {
         let weights = SafetensorsFile::open(options.model.join("model.safetensors"))?;
-        Decoder::from_weights(
-            &read_config(&options.model)?,
-            &weights as &dyn WeightSource,
-            &device,
-        )?
+        Decoder::from_weights(&read_config(&options.model)?, &weights, &device)?
     } else {
         Checkpoint::open(&options.model)?.decoder(&device)?
     };
@@ -64,10 +59,25 @@ fn logits(options: &Options) -> Result<()> {
         .map_err(|error| Error::user(format!("{}: {error}", options.input.display())))?;
     let (ids, [batch, length], golden) = read_input(&bytes)
         .map_err(|problem| Error::user(format!("{}: {problem}", options.input.display())))?;
+    let vocab = decoder.config().vocab_size;
+    if let Some(id) = ids.iter().find(|id| !(0..vocab as i64).contains(id)) {
+        let path = options.input.display();
+        return Err(Error::user(format!(
+            "{path}: input_ids: expected ids of 0 to {}, found {id}",
+            vocab - 1
+        )));
+    }
     let ids_tensor = Tensor::from_data(TensorData::new(ids.clone(), [batch, length]), &device);
     let logits: Vec<f32> = decoder.forward(ids_tensor).into_data().iter::<f32>().collect();
 
     if let Some(golden) = golden {
+        if golden.len() != logits.len() {
+            let (expected, found) = (logits.len(), golden.len());
+            return Err(Error::user(format!(
+                "{}: logits: expected {expected} values for this model, found {found}",
+                options.input.display()
+            )));
+        }
         let largest = golden.iter().fold(0f32, |largest, value| largest.max(value.abs()));
         let difference = logits
             .iter()
@@ -104,10 +114,14 @@ fn read_input(bytes: &[u8]) -> Result<Input, String> {
         return Err("input_ids: expected i64 [batch, length]".to_owned());
     };
     let (ids_bytes, _) = ids.data().as_chunks::<8>();
-    let golden = file.tensor("logits").ok().map(|logits| {
-        let (values, _) = logits.data().as_chunks::<4>();
-        values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
-    });
+    let golden = match file.tensor("logits") {
+        Err(_) => None,
+        Ok(logits) if logits.dtype() == Dtype::F32 => {
+            let (values, _) = logits.data().as_chunks::<4>();
+            Some(values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+        }
+        Ok(logits) => return Err(format!("logits: expected f32, found {:?}", logits.dtype())),
+    };
     let ids = ids_bytes.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect();
     Ok((ids, [*batch, *length], golden))
 }

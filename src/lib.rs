@@ -1,5 +1,4 @@
 #![doc = include_str!("../README.md")]
-#![allow(missing_docs)]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -90,11 +90,7 @@ fn pretrain(options: &Options) -> Result<()> {
         Decoder::from_weights(&config, &RandomWeights::new(&config, options.seed)?, &device)?;
     let parameters = ParameterCount::of(&decoder);
     let tokens: usize = data.train.iter().map(|sample| sample.ids.len()).sum();
-    println!(
-        "{} parameters, {} samples, {tokens} tokens",
-        parameters.total,
-        data.train.len()
-    );
+    println!("{} parameters, {} samples, {tokens} tokens", parameters.total, data.train.len());
 
     let training = TrainConfig {
         steps: options.steps,

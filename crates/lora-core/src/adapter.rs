@@ -1,10 +1,10 @@
 //! The trainable low-rank pair of one layer.
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Tensor};
 
 use crate::config::AdapterConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::scaling::Scaling;
 
 /// A, B and the factor on their product; not the layer that they adapt.
@@ -21,18 +21,18 @@ pub struct LoraAdapter {
 }
 
 impl LoraAdapter {
-    /// A new adapter for a layer of the given sizes, with starting values by `config.init`.
+    /// A new adapter for a layer with this weight, `[d_input, d_output]`: on its device, in its dtype,
+    /// with starting values by `config.init`.
     ///
     /// # Errors
-    /// When the rank is 0, or alpha or a standard deviation is not a finite number above 0.
-    pub fn new(
-        d_input: usize,
-        d_output: usize,
-        config: &AdapterConfig,
-        device: &Device,
-    ) -> Result<Self> {
+    /// When the rank is 0, alpha or a standard deviation is not a finite number above 0, or the weight
+    /// is quantised.
+    pub fn new(weight: &Tensor<2>, config: &AdapterConfig) -> Result<Self> {
         config.check()?;
-        let (a, b) = config.init.draw([d_input, config.rank, d_output], config.seed, device);
+        let [d_input, d_output] = weight.dims();
+        let dtype = float_dtype(weight)?;
+        let options = (&weight.device(), dtype);
+        let (a, b) = config.init.draw([d_input, config.rank, d_output], config.seed, options);
         Ok(Self::from_tensors(a, b, config))
     }
 
@@ -80,5 +80,13 @@ impl LoraAdapter {
         let b = self.lora_b.val().without_autodiff().cast(DType::F32);
         // The factor goes onto the small matrix: rank × d_output products instead of d_input × d_output.
         a.matmul(b.mul_scalar(self.scaling()))
+    }
+}
+
+/// The dtype of a weight that an adapter can stand beside.
+pub(crate) fn float_dtype(weight: &Tensor<2>) -> Result<DType> {
+    match weight.dtype() {
+        dtype if dtype.is_float() => Ok(dtype),
+        other => Err(Error::setting("weight", "f64, f32, f16 or bf16", format!("{other:?}"))),
     }
 }

@@ -1,6 +1,6 @@
 //! The starting values of A and B.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, Normal, Uniform};
@@ -49,28 +49,29 @@ impl Init {
         }
     }
 
-    /// Draws A `[d_input, rank]` and B `[rank, d_output]`; the same seed gives the same values.
+    /// Draws A `[d_input, rank]` and B `[rank, d_output]` in f32 and rounds them to the dtype; the
+    /// same seed gives the same values.
     pub(crate) fn draw(
         self,
         [d_input, rank, d_output]: [usize; 3],
         seed: u64,
-        device: &Device,
+        options: (&Device, DType),
     ) -> (Tensor<2>, Tensor<2>) {
         let (shape_a, shape_b) = ([d_input, rank], [rank, d_output]);
         let rank = rank as f64;
         match self {
             Self::GaussianB { std } => {
                 let normal = gaussian(std.unwrap_or(1.0 / rank.sqrt()));
-                (Tensor::zeros(shape_a, device), random(shape_b, normal, seed, device))
+                (Tensor::zeros(shape_a, options), random(shape_b, normal, seed, options))
             }
             Self::GaussianA { std } => {
                 let normal = gaussian(std.unwrap_or(1.0 / rank));
-                (random(shape_a, normal, seed, device), Tensor::zeros(shape_b, device))
+                (random(shape_a, normal, seed, options), Tensor::zeros(shape_b, options))
             }
             Self::KaimingUniformA => {
                 let bound = 1.0 / (d_input as f32).sqrt();
                 let uniform = Uniform::new(-bound, bound).expect("the bound is finite and above 0");
-                (random(shape_a, uniform, seed, device), Tensor::zeros(shape_b, device))
+                (random(shape_a, uniform, seed, options), Tensor::zeros(shape_b, options))
             }
         }
     }
@@ -89,9 +90,9 @@ fn random(
     shape: [usize; 2],
     distribution: impl Distribution<f32>,
     seed: u64,
-    device: &Device,
+    options: (&Device, DType),
 ) -> Tensor<2> {
     let rng = Xoshiro256PlusPlus::seed_from_u64(seed);
     let values: Vec<f32> = distribution.sample_iter(rng).take(shape[0] * shape[1]).collect();
-    Tensor::from_data(TensorData::new(values, shape), device)
+    Tensor::from_data(TensorData::new(values, shape), options)
 }

@@ -44,10 +44,7 @@ pub struct InjectReport {
 /// has an adapter already. All of it is checked before anything is attached.
 pub fn inject<M: Module + VisitLora>(model: M, config: &LoraConfig) -> Result<(M, InjectReport)> {
     let targets = resolve_targets(&model, config)?;
-    attach(model, targets, |config, layer| {
-        let [d_input, d_output] = layer.dims();
-        LoraAdapter::new(d_input, d_output, config, &layer.weight().device())
-    })
+    attach(model, targets, |config, layer| LoraAdapter::new(&layer.weight(), config))
 }
 
 /// The targets of `config` in the model's order.
@@ -98,12 +95,11 @@ pub(crate) fn attach<M: Module + VisitLora>(
             Err(error) => failure = failure.take().or(Some(error)),
         }
     });
-    match failure {
-        Some(error) => Err(error),
-        None => {
-            Ok((model.clone(), InjectReport { adapted, parameters: ParameterCount::of(&model) }))
-        }
+    if let Some(error) = failure {
+        return Err(error);
     }
+    let parameters = ParameterCount::of(&model);
+    Ok((model, InjectReport { adapted, parameters }))
 }
 
 impl fmt::Display for InjectReport {

@@ -26,7 +26,6 @@ use crate::ops::{fold_rows, lora_linear};
 /// use burn::tensor::{Device, Distribution, Tensor};
 /// use lora_core::LoraLinear;
 ///
-/// # if !cfg!(feature = "flex") { return Ok(()); }
 /// # #[cfg(feature = "flex")] {
 /// let device = Device::flex().autodiff();
 /// let layer = LinearConfig::new(6, 4).init(&device);
@@ -56,7 +55,7 @@ impl LoraLinear {
     /// Wraps a linear layer: freezes it and adds a new adapter with scaling alpha / rank.
     ///
     /// # Errors
-    /// When `rank` is 0 or `alpha` is not a finite number above 0.
+    /// When `rank` is 0, `alpha` is not a finite number above 0, or the weight is quantised.
     pub fn wrap(layer: Linear, rank: usize, alpha: f64) -> Result<Self> {
         let config = LoraConfig { seed: fresh_seed(), ..LoraConfig::new(rank, alpha) };
         Self::with_config(layer, &config.resolve("")?)
@@ -65,11 +64,10 @@ impl LoraLinear {
     /// Wraps a linear layer with an adapter as `config` says.
     ///
     /// # Errors
-    /// When the rank is 0, or alpha or a standard deviation is not a finite number above 0.
+    /// When the rank is 0, alpha or a standard deviation is not a finite number above 0, or the weight
+    /// is quantised.
     pub fn with_config(layer: Linear, config: &AdapterConfig) -> Result<Self> {
-        let [d_input, d_output] = layer.weight.dims();
-        let device = layer.weight.val().device();
-        let adapter = LoraAdapter::new(d_input, d_output, config, &device)?;
+        let adapter = LoraAdapter::new(&layer.weight.val(), config)?;
         Ok(Self::from_parts(layer, adapter))
     }
 

@@ -12,7 +12,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use super::WEIGHTS_FILE;
 use super::config::read_adapter_config;
 use super::keys::{Factor, key};
-use crate::adapter::LoraAdapter;
+use crate::adapter::{LoraAdapter, float_dtype};
 use crate::config::AdapterConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inject::{InjectReport, attach, resolve_targets};
@@ -44,9 +44,11 @@ pub fn load_adapter<M: Module + VisitLora>(
 
     let mut pairs = pairs.into_iter();
     attach(model, targets, |config, layer| {
-        let device = layer.weight().device();
+        let weight = layer.weight();
+        let (device, dtype) = (weight.device(), float_dtype(&weight)?);
         let (a, b) = pairs.next().expect("one pair was matched for each target");
-        Ok(LoraAdapter::from_tensors(a.into_tensor(&device), b.into_tensor(&device), config))
+        let [a, b] = [a, b].map(|matrix| matrix.into_tensor(&device, dtype));
+        Ok(LoraAdapter::from_tensors(a, b, config))
     })
 }
 
@@ -57,12 +59,14 @@ struct HostMatrix {
 }
 
 impl HostMatrix {
-    /// Transposed to our layout.
-    fn into_tensor(self, device: &Device) -> Tensor<2> {
-        let data = TensorData::new(self.values, self.shape);
-        // Materialised once: every forward pass reads it.
-        let transposed = Tensor::<2>::from_data(data, (device, DType::F32)).transpose();
-        Tensor::from_data(transposed.into_data(), device)
+    /// Transposed to our layout, once and for all: every forward pass reads it.
+    fn into_tensor(self, device: &Device, dtype: DType) -> Tensor<2> {
+        let [rows, columns] = self.shape;
+        let values: Vec<f32> = (0..columns)
+            .flat_map(|column| (0..rows).map(move |row| row * columns + column))
+            .map(|index| self.values[index])
+            .collect();
+        Tensor::from_data(TensorData::new(values, [columns, rows]), (device, dtype))
     }
 }
 

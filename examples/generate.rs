@@ -51,9 +51,9 @@ fn generate(options: &Options) -> Result<()> {
     }
 
     let tokenizer = &checkpoint.tokenizer;
-    let text = match tokenizer.has_chat_template() {
-        true => tokenizer.render(&[Message::user(&options.question)], true)?,
-        false => options.question.clone(),
+    let prompt = match tokenizer.has_chat_template() {
+        true => tokenizer.encode(&tokenizer.render(&[Message::user(&options.question)], true)?)?,
+        false => tokenizer.encode_whole_text(&options.question)?,
     };
     let sampling = match options.temperature {
         0.0 => Sampling::Greedy,
@@ -62,7 +62,7 @@ fn generate(options: &Options) -> Result<()> {
     // Some characters take several tokens, so the text so far is decoded whole each time.
     let mut ids = Vec::new();
     let mut shown = 0;
-    decoder.generate(&tokenizer.encode(&text)?, options.max_new_tokens, sampling, |id| {
+    decoder.generate(&prompt, options.max_new_tokens, sampling, |id| {
         ids.push(id);
         let text = tokenizer.decode(&ids).unwrap_or_default();
         if let Some(new) = text.get(shown..).filter(|new| !new.ends_with('\u{FFFD}')) {

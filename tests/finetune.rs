@@ -153,10 +153,14 @@ fn a_model_that_cannot_be_read_is_refused() {
         let arguments = ["--model", model.to_str().unwrap(), "--data", data.to_str().unwrap()];
         refuse(name, &arguments, parts);
     };
-    refuse("missing folder", &temp.path().join("none"), &["none", "No such file"]);
+    refuse(
+        "missing folder",
+        &temp.path().join("none"),
+        &["none", "Hugging Face folder", "GGUF file", "found nothing"],
+    );
     let empty = temp.path().join("empty");
     fs::create_dir(&empty).unwrap();
-    refuse("empty folder", &empty, &["empty", "config.json"]);
+    refuse("empty folder", &empty, &["empty", "found a folder without config.json"]);
 
     let model = model_copy(temp.path());
     let weights = model.join("model.safetensors");

@@ -52,7 +52,17 @@ fn largest_difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
     let differences = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
-    differences.fold(0f32, f32::max) / largest
+    // `max` would pass over NaN, and so would a comparison with a bound.
+    differences.fold(0f32, |worst, one| if one > worst || one.is_nan() { one } else { worst })
+        / largest
+}
+
+#[test]
+fn a_difference_to_nan_is_no_small_difference() {
+    for found in [[f32::NAN, 1.0], [1.0, f32::NAN], [f32::NAN; 2]] {
+        assert!(largest_difference(&found, &[1.0, 1.0]).is_nan());
+    }
+    assert_eq!(largest_difference(&[1.0, 4.0], &[2.0, 4.0]), 0.25);
 }
 
 #[test]
@@ -118,11 +128,72 @@ fn a_decoder_that_is_saved_and_read_again_has_the_same_logits() {
     for name in ["tiny_llama", "tiny_llama_tied"] {
         let folder = golden(name);
         let original = decoder(&folder, &Device::flex());
-        let copy = tempfile::tempdir().unwrap();
-        save_folder(&original, copy.path(), SaveDtype::F32).unwrap();
+        let temp = tempfile::tempdir().unwrap();
+        let copy = temp.path().join("copy");
+        save_folder(&original, &copy, SaveDtype::F32, &[("note.txt", b"x")]).unwrap();
         let path = folder.join("golden.safetensors");
-        assert_eq!(logits(&decoder(copy.path(), &Device::flex()), &path), logits(&original, &path));
+        assert_eq!(logits(&decoder(&copy, &Device::flex()), &path), logits(&original, &path));
+        assert_eq!(fs::read(copy.join("note.txt")).unwrap(), b"x");
+        assert!(save_folder(&original, &copy, SaveDtype::F32, &[]).is_err(), "it exists");
     }
+}
+
+#[test]
+fn a_merged_model_is_saved_merged_and_an_unmerged_one_is_not_saved() {
+    let path = golden("peft_plain").join("golden.safetensors");
+    let base = decoder(&golden("tiny_llama"), &Device::flex());
+    let (mut model, _) = load_adapter(base, golden("peft_plain")).unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let copy = temp.path().join("copy");
+    let error = save_folder(&model, &copy, SaveDtype::F32, &[]).unwrap_err();
+    assert!(error.to_string().contains("not merged"), "{error}");
+    assert!(!copy.exists());
+    merge(&mut model).unwrap();
+    save_folder(&model, &copy, SaveDtype::F32, &[]).unwrap();
+    let apart = difference(&logits(&decoder(&copy, &Device::flex()), &path), &path);
+    assert!(apart <= 1e-5, "{apart:e}");
+}
+
+#[test]
+fn an_adapter_that_is_not_finite_is_not_saved() {
+    let base = decoder(&golden("tiny_llama"), &Device::flex());
+    let (mut model, _) = load_adapter(base, golden("peft_plain")).unwrap();
+    model.visit_lora_mut("", &mut |path, layer| {
+        if path == "model.layers.0.mlp.up_proj" {
+            let adapter = layer.as_lora_mut().unwrap().adapter_mut();
+            let a = adapter.lora_a.val() * f32::INFINITY;
+            adapter.lora_a = burn::module::Param::from_tensor(a);
+        }
+    });
+    let temp = tempfile::tempdir().unwrap();
+    let error = save_adapter(&model, temp.path().join("adapter"), &AdapterInfo::default());
+    let error = error.unwrap_err();
+    assert!(error.to_string().contains("model.layers.0.mlp.up_proj"), "{error}");
+    assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn an_entry_of_an_adapters_targets_may_be_for_other_models() {
+    let targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+    let targets: Vec<&str> = targets.into_iter().chain(["query_key_value"]).collect();
+    load_with("target_modules", serde_json::json!(targets)).unwrap();
+    assert!(load_with("target_modules", serde_json::json!(["query_key_value"])).is_err());
+}
+
+#[test]
+fn injecting_does_not_freeze_a_clone_of_the_model() {
+    use burn::module::Module;
+    use burn::nn::LinearConfig;
+    use lora_core::{AdaptableLinear, ParameterCount};
+
+    let device = Device::flex().autodiff();
+    let layer = LinearConfig::new(6, 4).init(&device);
+    let model: Vec<AdaptableLinear> = vec![layer.into()];
+    let copy = model.clone();
+    let (adapted, report) = inject(model, &LoraConfig::new(2, 4.0)).unwrap();
+    assert_eq!(report.parameters.trainable, 2 * (6 + 4));
+    assert_eq!(adapted.num_params(), 6 * 4 + 4 + 2 * (6 + 4));
+    assert_eq!(ParameterCount::of(&copy).trainable, 6 * 4 + 4);
 }
 
 const PEFT_CASES: [&str; 3] = ["peft_plain", "peft_patterns_rslora", "peft_gaussian_regex"];
@@ -248,19 +319,17 @@ fn every_tensor_that_does_not_fit_is_named_at_once() {
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let (gone, shape) = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj");
     let key = |path: &str, factor: &str| format!("base_model.model.{path}.lora_{factor}.weight");
-    let tensors = file.tensors().into_iter().filter_map(|(name, view)| {
+    let tensors = file.tensors().into_iter().map(|(name, view)| {
         use safetensors::tensor::TensorView;
         if name == key(gone, "A") {
-            return Some((key("model.layers.7.self_attn.q_proj", "A"), view));
+            return (key("model.layers.7.self_attn.q_proj", "A"), view);
         }
         if name == key(shape, "B") {
             let (rows, columns) = (view.shape()[1], view.shape()[0]);
-            return Some((
-                name,
-                TensorView::new(view.dtype(), vec![rows, columns], view.data()).unwrap(),
-            ));
+            let view = TensorView::new(view.dtype(), vec![rows, columns], view.data());
+            return (name, view.unwrap());
         }
-        Some((name, view))
+        (name, view)
     });
     let changed = safetensors::serialize(tensors.collect::<Vec<_>>(), None).unwrap();
     fs::write(&path, changed).unwrap();

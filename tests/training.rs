@@ -29,6 +29,7 @@ fn data() -> SplitData {
     SplitData {
         train: (0..24).map(sample).collect(),
         held_out: (30..37).map(sample).collect(),
+        held_out_rows: (0..7).collect(),
         truncated: 0,
         skipped: 0,
     }
@@ -166,6 +167,7 @@ fn settings_that_cannot_be_used_are_refused() {
     for (config, name) in [
         (TrainConfig { steps: 0, ..config() }, "steps"),
         (TrainConfig { batch: 0, ..config() }, "batch"),
+        (TrainConfig { batch: 25, ..config() }, "batch"),
         (TrainConfig { learning_rate: f64::NAN, ..config() }, "learning rate"),
         (TrainConfig { weight_decay: -1.0, ..config() }, "weight decay"),
         (TrainConfig { warmup: 13, ..config() }, "warmup"),

@@ -15,7 +15,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use lora_core::{AdapterInfo, ParameterCount, inject};
 use lora_models::{Checkpoint, Decoder, Message, Sampling, Tokenizer};
 use lora_train::{
-    RunFolder, StepReport, device_by_name, evaluate, read_conversations, split, train,
+    Conversation, RunFolder, Sample, StepReport, device_by_name, evaluate, read_conversations,
+    split, train,
 };
 use recipe::Recipe;
 
@@ -30,6 +31,7 @@ fn finetune(recipe: &Recipe) -> Result<()> {
     let (model_path, data_path, output) = (model_path?, data_path?, output?);
     RunFolder::check_free(&output)?;
     let training = recipe.training();
+    let settings = recipe.to_toml()?;
 
     // The model and the data.
     let device = device_by_name(recipe.device.as_deref().unwrap_or_default())?.autodiff();
@@ -41,6 +43,7 @@ fn finetune(recipe: &Recipe) -> Result<()> {
         .iter()
         .map(|conversation| conversation.encode(tokenizer, max_len))
         .collect::<lora_train::Result<Vec<_>>>()?;
+    warn_of_endless_answers(&samples, &checkpoint);
     let data = split(&data_path, samples, recipe.held_out.unwrap_or_default(), training.seed)?;
     let decoder = checkpoint.decoder(&device)?;
     println!(
@@ -66,17 +69,13 @@ fn finetune(recipe: &Recipe) -> Result<()> {
     // Before.
     let prompt = match &recipe.prompt {
         Some(prompt) => prompt.clone(),
-        None => conversations[0]
-            .messages
-            .iter()
-            .find(|message| message.role == "user")
-            .map_or_else(String::new, |message| message.content.clone()),
+        None => first_question(&conversations[*data.held_out_rows.first().unwrap_or(&0)]),
     };
     let before = evaluate_held_out(&decoder, &data.held_out, training.batch)?;
     let answer_before = answer(&decoder, tokenizer, &prompt)?;
 
     // The steps.
-    let mut run = RunFolder::create(&output, &recipe.to_toml())?;
+    let mut run = RunFolder::create(&output, &settings)?;
     if let Some(loss) = before {
         run.start(loss)?;
     }
@@ -115,15 +114,30 @@ fn required((name, value): (&str, &Option<PathBuf>)) -> Result<PathBuf> {
         .ok_or_else(|| Error::user(format!("--{name}: expected a path, found none; see --help")))
 }
 
+fn first_question(conversation: &Conversation) -> String {
+    let user = conversation.messages.iter().find(|message| message.role == "user");
+    user.map_or_else(String::new, |message| message.content.clone())
+}
+
+/// The token that the rows teach the model to end a turn with must be one that ends its text.
+fn warn_of_endless_answers(samples: &[Option<Sample>], checkpoint: &Checkpoint) {
+    let whole = samples.iter().flatten().find(|sample| !sample.truncated);
+    let ends = &checkpoint.config.eos_token_ids;
+    if let Some(end) = whole.and_then(|sample| sample.ids.last()).filter(|end| !ends.contains(end))
+    {
+        eprintln!(
+            "warning: {}: the chat template ends an answer with token {end}, but the model's text ends at \
+             {ends:?}; answers will run on until eos_token_id in config.json lists it",
+            checkpoint.path().display()
+        );
+    }
+}
+
 fn name_of(path: &std::path::Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-fn evaluate_held_out(
-    decoder: &Decoder,
-    held_out: &[lora_train::Sample],
-    batch: usize,
-) -> Result<Option<f64>> {
+fn evaluate_held_out(decoder: &Decoder, held_out: &[Sample], batch: usize) -> Result<Option<f64>> {
     match held_out {
         [] => Ok(None),
         samples => Ok(Some(evaluate(&decoder.valid(), samples, batch)?)),

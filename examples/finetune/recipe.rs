@@ -37,28 +37,30 @@ pub struct Recipe {
     /// for the whole path [default: all-linear]
     #[arg(long, value_name = "NAMES")]
     pub targets: Option<String>,
-    /// Optimiser steps [default: 40]
+    /// Optimiser steps [default: 40; 120 with the repository's own model]
     #[arg(long, value_name = "NUMBER")]
     pub steps: Option<usize>,
-    /// Rows of data a step [default: 4]
+    /// Rows of data a step [default: 4; 8 with the repository's own model]
     #[arg(long, value_name = "ROWS")]
     pub batch: Option<usize>,
-    /// Peak learning rate of AdamW, per step [default: 2e-4]
+    /// Peak learning rate of AdamW [default: 2e-4; 3e-3 with the repository's own model]
     #[arg(long, value_name = "NUMBER")]
     pub lr: Option<f64>,
-    /// Learning rate after the warm-up: constant, linear or cosine [default: constant]
+    /// Learning rate after the warm-up: constant, linear or cosine [default: constant; cosine
+    /// with the repository's own model]
     #[arg(long, value_name = "NAME", value_parser = parse_schedule)]
     pub schedule: Option<Schedule>,
-    /// Steps in which the learning rate rises to its peak [default: 0]
+    /// Steps in which the learning rate rises to its peak [default: 0; 10 with the repository's own model]
     #[arg(long, value_name = "STEPS")]
     pub warmup: Option<usize>,
     /// Longest row, in tokens; longer ones are cut on the right [default: 512]
     #[arg(long, value_name = "TOKENS")]
     pub max_len: Option<usize>,
-    /// Rows held out to measure the loss with [default: 64]
+    /// Rows held out to measure the loss with [default: 64; 32 with the repository's own model]
     #[arg(long, value_name = "ROWS")]
     pub held_out: Option<usize>,
-    /// Steps between two measurements of the held-out loss; 0: before and after only [default: 0]
+    /// Steps between two measurements of the held-out loss; 0: before and after only [default: 0;
+    /// 20 with the repository's own model]
     #[arg(long, value_name = "STEPS")]
     pub eval_every: Option<usize>,
     /// Seed of the split, the order of the data and the adapters' starting values [default: 0]
@@ -179,8 +181,8 @@ impl Recipe {
     }
 
     /// The settings as a recipe.
-    pub fn to_toml(&self) -> String {
-        toml::to_string(self).expect("numbers and strings are always TOML")
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|error| Error::user(format!("settings: {error}")))
     }
 }
 

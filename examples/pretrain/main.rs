@@ -6,8 +6,7 @@
 
 mod world;
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use burn::module::Module;
@@ -70,6 +69,12 @@ fn main() -> ExitCode {
 }
 
 fn pretrain(options: &Options) -> Result<()> {
+    if options.output.exists() {
+        let path = options.output.display();
+        return Err(Error::user(format!(
+            "--output: expected a new folder, found {path}; remove it"
+        )));
+    }
     let mut rng = Xoshiro256PlusPlus::seed_from_u64(options.seed);
     let corpus = world::corpus(&mut rng, options.corpus);
     let adaptation = world::adaptation(&mut rng);
@@ -82,7 +87,8 @@ fn pretrain(options: &Options) -> Result<()> {
     )?;
     let mut samples = pack(encode(&corpus, &tokenizer)?);
     let held_out = samples.split_off(samples.len().saturating_sub(HELD_OUT));
-    let data = SplitData { train: samples, held_out, truncated: 0, skipped: 0 };
+    let held_out_rows = (samples.len()..samples.len() + held_out.len()).collect();
+    let data = SplitData { train: samples, held_out, held_out_rows, truncated: 0, skipped: 0 };
 
     let config = decoder_config(&tokenizer);
     let device = device_by_name(&options.device)?.autodiff();
@@ -117,10 +123,14 @@ fn pretrain(options: &Options) -> Result<()> {
 
     let decoder = decoder.valid();
     let loss = evaluate(&decoder, &data.held_out, options.batch)?;
-    save_folder(&decoder, &options.output, SaveDtype::F16)?;
-    save_text(&options.output, &vocabulary, &world::jsonl(&adaptation))?;
-    let card = card(options, parameters.total, tokens, loss);
-    write(&options.output.join("README.md"), card.as_bytes())?;
+    let texts = [
+        ("tokenizer.json", vocabulary.to_string(true).map_err(other)?),
+        ("tokenizer_config.json", tokenizer_config()),
+        ("pirate.jsonl", world::jsonl(&adaptation)),
+        ("README.md", card(options, parameters.total, tokens, loss)),
+    ];
+    let texts = texts.each_ref().map(|(name, text)| (*name, text.as_bytes()));
+    save_folder(&decoder, &options.output, SaveDtype::F16, &texts)?;
     println!("held-out loss {loss:.4} nats per token");
     for prompt in world::held_back_prompts() {
         let text = tokenizer.render(&[Message::user(*prompt)], true)?;
@@ -214,17 +224,14 @@ fn encode(corpus: &[Vec<Exchange>], tokenizer: &Tokenizer) -> Result<Vec<Sample>
         .collect()
 }
 
-fn save_text(folder: &Path, vocabulary: &tokenizers::Tokenizer, adaptation: &str) -> Result<()> {
+fn tokenizer_config() -> String {
     let config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": SPECIAL[2],
         "pad_token": SPECIAL[0],
         "chat_template": CHAT_TEMPLATE,
     });
-    let vocabulary = vocabulary.to_string(true).map_err(other)?;
-    write(&folder.join("tokenizer.json"), vocabulary.as_bytes())?;
-    write(&folder.join("tokenizer_config.json"), format!("{config:#}\n").as_bytes())?;
-    write(&folder.join("pirate.jsonl"), adaptation.as_bytes())
+    format!("{config:#}\n")
 }
 
 fn card(options: &Options, parameters: usize, tokens: usize, loss: f64) -> String {
@@ -236,15 +243,12 @@ fn card(options: &Options, parameters: usize, tokens: usize, loss: f64) -> Strin
         cargo run --release --example pretrain -- --steps {} --batch {} --lr {} --corpus {} --seed {}\n\
         ```\n\n\
         Corpus: {} conversations, {tokens} tokens to train on. Held-out loss after training: {loss:.4} \
-        nats per token, over {HELD_OUT} samples. Weights are stored as f16.\n\n\
+        nats per token, over {HELD_OUT} samples from the same generator, which repeats its shorter \
+        sentences. Weights are stored as f16.\n\n\
         `pirate.jsonl` is the fine-tuning set of the main job: questions about two thirds of the \
         inhabitants, answered by a pirate.\n",
         options.steps, options.batch, options.lr, options.corpus, options.seed, options.corpus,
     )
-}
-
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    fs::write(path, bytes).map_err(|error| Error::other(format!("{}: {error}", path.display())))
 }
 
 fn other(error: impl std::fmt::Display) -> Error {

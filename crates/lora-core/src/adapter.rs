@@ -21,17 +21,21 @@ pub struct LoraAdapter {
 }
 
 impl LoraAdapter {
-    /// A new adapter for a layer with this weight, `[d_input, d_output]`: on its device, in its dtype,
-    /// with starting values by `config.init`.
+    /// A new adapter for a layer with this weight, `[d_input, d_output]`: on its device, in f32 (f64
+    /// beside an f64 weight), with starting values by `config.init`.
     ///
     /// # Errors
-    /// When the rank is 0, alpha or a standard deviation is not a finite number above 0, or the weight
-    /// is quantised.
+    /// When the rank is 0 or above both of the layer's sizes, alpha or a standard deviation is not a
+    /// finite number above 0, or the weight is quantised.
     pub fn new(weight: &Tensor<2>, config: &AdapterConfig) -> Result<Self> {
         config.check()?;
         let [d_input, d_output] = weight.dims();
-        let dtype = float_dtype(weight)?;
-        let options = (&weight.device(), dtype);
+        let largest = d_input.max(d_output);
+        if config.rank > largest {
+            let expected = format!("at most {largest} for a layer of {d_input} x {d_output}");
+            return Err(Error::setting("rank", expected, config.rank));
+        }
+        let options = (&weight.device(), adapter_dtype(weight)?);
         let (a, b) = config.init.draw([d_input, config.rank, d_output], config.seed, options);
         Ok(Self::from_tensors(a, b, config))
     }
@@ -83,10 +87,12 @@ impl LoraAdapter {
     }
 }
 
-/// The dtype of a weight that an adapter can stand beside.
-pub(crate) fn float_dtype(weight: &Tensor<2>) -> Result<DType> {
+/// The dtype of the adapter beside a weight: f32 beside a half-precision one too, since a step of the
+/// optimiser is smaller than what 8 or 11 bits can hold, and A and B would never move.
+pub(crate) fn adapter_dtype(weight: &Tensor<2>) -> Result<DType> {
     match weight.dtype() {
-        dtype if dtype.is_float() => Ok(dtype),
+        DType::F64 => Ok(DType::F64),
+        dtype if dtype.is_float() => Ok(DType::F32),
         other => Err(Error::setting("weight", "f64, f32, f16 or bf16", format!("{other:?}"))),
     }
 }

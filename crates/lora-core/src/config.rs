@@ -96,7 +96,8 @@ impl AdapterConfig {
         if self.rank == 0 {
             return Err(Error::setting("rank", "at least 1", self.rank));
         }
-        if !(self.alpha.is_finite() && self.alpha > 0.0) {
+        // Tensors hold f32: a number that only f64 can hold would become infinite there.
+        if !(self.alpha > 0.0 && (self.alpha as f32).is_finite()) {
             return Err(Error::setting("alpha", "a finite number above 0", self.alpha));
         }
         self.init.check()

@@ -99,8 +99,14 @@ pub enum ErrorKind {
         /// The layer; empty for a layer that stands alone.
         path: String,
     },
+    /// An adapter that is to be saved holds NaN or infinity; nothing was written.
+    #[error("{path}: expected finite values in A and B, found NaN or infinity; nothing was saved")]
+    NonFiniteAdapter {
+        /// The layer.
+        path: String,
+    },
     /// A file or folder could not be read or written.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: cannot be read or written: {source}; check the path", path = path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,

@@ -41,7 +41,7 @@ impl Init {
     pub(crate) fn check(self) -> Result<()> {
         match self {
             Self::GaussianB { std: Some(std) } | Self::GaussianA { std: Some(std) }
-                if !(std.is_finite() && std > 0.0) =>
+                if !(std > 0.0 && (std as f32).is_finite()) =>
             {
                 Err(Error::setting("init std", "a finite number above 0", std))
             }

@@ -2,12 +2,14 @@
 
 use std::fmt;
 
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::Tensor;
 
 use crate::adapter::LoraAdapter;
 use crate::config::{AdapterConfig, LoraConfig};
 use crate::error::{ErrorKind, Result};
 use crate::linear::AdaptableLinear;
+use crate::target::Unmatched;
 use crate::trainable::{ParameterCount, grouped};
 use crate::visit::VisitLora;
 
@@ -43,7 +45,7 @@ pub struct InjectReport {
 /// When an entry of the targets matches no layer, a number in `config` cannot be used, or a target
 /// has an adapter already. All of it is checked before anything is attached.
 pub fn inject<M: Module + VisitLora>(model: M, config: &LoraConfig) -> Result<(M, InjectReport)> {
-    let targets = resolve_targets(&model, config)?;
+    let targets = resolve_targets(&model, config, Unmatched::IsError)?;
     attach(model, targets, |config, layer| LoraAdapter::new(&layer.weight(), config))
 }
 
@@ -51,11 +53,12 @@ pub fn inject<M: Module + VisitLora>(model: M, config: &LoraConfig) -> Result<(M
 pub(crate) fn resolve_targets<M: VisitLora>(
     model: &M,
     config: &LoraConfig,
+    unmatched: Unmatched,
 ) -> Result<Vec<(String, AdapterConfig)>> {
     let mut layers = Vec::new();
     model.visit_lora("", &mut |path, layer| layers.push((path.to_owned(), layer)));
     let paths: Vec<&str> = layers.iter().map(|(path, _)| path.as_str()).collect();
-    let selected = config.target_modules.select(&paths, model.output_layer())?;
+    let selected = config.target_modules.select_with(&paths, model.output_layer(), unmatched)?;
 
     let mut targets = Vec::new();
     for ((path, layer), _) in layers.iter().zip(selected).filter(|(_, selected)| *selected) {
@@ -74,6 +77,9 @@ pub(crate) fn attach<M: Module + VisitLora>(
     targets: Vec<(String, AdapterConfig)>,
     mut make: impl FnMut(&AdapterConfig, &AdaptableLinear) -> Result<LoraAdapter>,
 ) -> Result<(M, InjectReport)> {
+    // A parameter that was never read is a recipe, shared by the clones of the model: freezing it would
+    // freeze them too. Reading it first makes this model's value its own.
+    model.visit(&mut ReadAll);
     let mut model = model.no_grad();
     let mut adapted = Vec::with_capacity(targets.len());
     let mut targets = targets.into_iter().peekable();
@@ -100,6 +106,14 @@ pub(crate) fn attach<M: Module + VisitLora>(
     }
     let parameters = ParameterCount::of(&model);
     Ok((model, InjectReport { adapted, parameters }))
+}
+
+struct ReadAll;
+
+impl ModuleVisitor for ReadAll {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let _ = param.val();
+    }
 }
 
 impl fmt::Display for InjectReport {

@@ -21,6 +21,8 @@
 //! No backend is compiled in by default: turn on `flex` (pure Rust, CPU), `ndarray`, `tch`, `wgpu`,
 //! `vulkan`, `metal` or `cuda`, and choose the device at run time.
 
+#![doc(test(attr(deny(warnings))))]
+
 mod adapter;
 mod config;
 mod error;
@@ -45,7 +47,7 @@ pub use inject::{AdaptedLayer, InjectReport, inject};
 pub use linear::{AdaptableLinear, LoraLinear};
 pub use merge::{merge, unmerge};
 pub use ops::lora_linear;
-pub use peft::{AdapterInfo, load_adapter, read_adapter_config, save_adapter};
+pub use peft::{AdapterInfo, load_adapter, read_adapter_config, save_adapter, write_folder};
 pub use scaling::Scaling;
 pub use target::TargetModules;
 pub use trainable::ParameterCount;

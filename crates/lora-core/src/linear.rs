@@ -22,11 +22,11 @@ use crate::ops::{fold_rows, lora_linear};
 ///
 /// # Example
 /// ```
+/// # #[cfg(feature = "flex")] {
 /// use burn::nn::LinearConfig;
 /// use burn::tensor::{Device, Distribution, Tensor};
 /// use lora_core::LoraLinear;
 ///
-/// # #[cfg(feature = "flex")] {
 /// let device = Device::flex().autodiff();
 /// let layer = LinearConfig::new(6, 4).init(&device);
 /// let layer = LoraLinear::wrap(layer, 2, 4.0)?;
@@ -54,8 +54,11 @@ pub struct LoraLinear {
 impl LoraLinear {
     /// Wraps a linear layer: freezes it and adds a new adapter with scaling alpha / rank.
     ///
+    /// A model whose adapters are to be saved, loaded or merged together keeps its layers as
+    /// [`AdaptableLinear`], into which a wrapped layer converts.
+    ///
     /// # Errors
-    /// When `rank` is 0, `alpha` is not a finite number above 0, or the weight is quantised.
+    /// When `rank` is 0 or above both of the layer's sizes, `alpha` is not a finite number above 0, or the weight is quantised.
     pub fn wrap(layer: Linear, rank: usize, alpha: f64) -> Result<Self> {
         let config = LoraConfig { seed: fresh_seed(), ..LoraConfig::new(rank, alpha) };
         Self::with_config(layer, &config.resolve("")?)
@@ -64,7 +67,7 @@ impl LoraLinear {
     /// Wraps a linear layer with an adapter as `config` says.
     ///
     /// # Errors
-    /// When the rank is 0, alpha or a standard deviation is not a finite number above 0, or the weight
+    /// When the rank is 0 or above both of the layer's sizes, alpha or a standard deviation is not a finite number above 0, or the weight
     /// is quantised.
     pub fn with_config(layer: Linear, config: &AdapterConfig) -> Result<Self> {
         let adapter = LoraAdapter::new(&layer.weight.val(), config)?;
@@ -102,7 +105,12 @@ impl LoraLinear {
         if let Some(weight) = &self.merged {
             return self.base.forward_with(input, weight.clone());
         }
-        let (a, b) = (self.adapter.lora_a.val(), self.adapter.lora_b.val());
+        // Beside a half-precision weight the f32 adapter is rounded for the products only.
+        let dtype = self.base.weight().dtype();
+        let [a, b] = [&self.adapter.lora_a, &self.adapter.lora_b].map(|factor| {
+            let factor = factor.val();
+            if factor.dtype() == dtype { factor } else { factor.cast(dtype) }
+        });
         fold_rows(input, |rows| {
             let output = lora_linear(rows, self.base.weight(), a, b, self.adapter.scaling());
             match self.base.bias() {
@@ -110,6 +118,11 @@ impl LoraLinear {
                 None => output,
             }
         })
+    }
+
+    /// W + scaling A·B, `[d_input, d_output]`, while the layer is merged.
+    pub fn merged(&self) -> Option<Tensor<2>> {
+        self.merged.clone()
     }
 
     /// Whether the adapter is folded into the weight at the moment.
@@ -181,8 +194,9 @@ impl LoraLinear {
 /// A model's field for a linear layer that may get an adapter later.
 ///
 /// ```
+/// # #[cfg(feature = "flex")] {
 /// use burn::module::Module;
-/// use burn::nn::{Linear, LinearConfig};
+/// use burn::nn::LinearConfig;
 /// use lora_core::{AdaptableLinear, LoraConfig, impl_visit_lora, inject};
 ///
 /// #[derive(Module, Debug)]
@@ -192,7 +206,6 @@ impl LoraLinear {
 /// }
 /// impl_visit_lora!(Mlp { up, down });
 ///
-/// # #[cfg(feature = "flex")] {
 /// let device = burn::tensor::Device::flex().autodiff();
 /// let mlp = Mlp {
 ///     up: LinearConfig::new(8, 32).init(&device).into(),

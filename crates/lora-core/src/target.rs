@@ -41,6 +41,15 @@ impl TargetModules {
         paths: &[P],
         output_layer: Option<&str>,
     ) -> Result<Vec<bool>> {
+        self.select_with(paths, output_layer, Unmatched::IsError)
+    }
+
+    pub(crate) fn select_with<P: AsRef<str>>(
+        &self,
+        paths: &[P],
+        output_layer: Option<&str>,
+        unmatched: Unmatched,
+    ) -> Result<Vec<bool>> {
         let paths: Vec<&str> = paths.iter().map(AsRef::as_ref).collect();
         let selected: Vec<bool> = match self {
             Self::AllLinear => paths.iter().map(|path| Some(*path) != output_layer).collect(),
@@ -49,8 +58,11 @@ impl TargetModules {
                     return Err(Error::setting("target_modules", "at least one name", "none"));
                 }
                 let matches_nothing = |name: &&String| !paths.iter().any(|p| is_named(p, name));
-                if let Some(name) = names.iter().find(matches_nothing) {
-                    return Err(not_found(name, &paths));
+                match names.iter().find(matches_nothing) {
+                    Some(name) if unmatched == Unmatched::IsError => {
+                        return Err(not_found(name, &paths));
+                    }
+                    _ => {}
                 }
                 paths.iter().map(|path| names.iter().any(|name| is_named(path, name))).collect()
             }
@@ -60,18 +72,28 @@ impl TargetModules {
             }
         };
         if !selected.contains(&true) {
-            return Err(not_found(self.as_written(), &paths));
+            return Err(not_found(&self.as_written(), &paths));
         }
         Ok(selected)
     }
 
-    fn as_written(&self) -> &str {
+    fn as_written(&self) -> String {
         match self {
-            Self::AllLinear => "all-linear",
-            Self::Names(_) => "",
-            Self::Pattern(pattern) => pattern,
+            Self::AllLinear => "all-linear".to_owned(),
+            Self::Names(names) => names.join(", "),
+            Self::Pattern(pattern) => pattern.clone(),
         }
     }
+}
+
+/// What an entry means that matches no layer while others do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unmatched {
+    /// A spelling mistake.
+    IsError,
+    /// A list that was made for several kinds of model, as adapter files have them: there the tensors
+    /// say what is adapted.
+    Ignored,
 }
 
 /// Whether `path` equals `name`, or ends with a dot and `name`.

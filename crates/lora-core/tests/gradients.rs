@@ -92,6 +92,8 @@ fn assert_close(name: &str, found: Tensor<2>, expected: &[f64], tolerance: f64) 
     let found: Vec<f64> = found.into_data().iter::<f64>().collect();
     assert_eq!(found.len(), expected.len(), "{name}");
     let largest = expected.iter().fold(0.0f64, |largest, value| largest.max(value.abs()));
+    // `max` passes over NaN.
+    assert!(found.iter().all(|value| value.is_finite()), "{name}: NaN or infinity");
     let difference =
         found.iter().zip(expected).fold(0.0f64, |worst, (a, b)| worst.max((a - b).abs()));
     assert!(
@@ -176,10 +178,11 @@ fn trained_layer(dtype: DType) -> LoraLinear {
     layer.bias =
         layer.bias.map(|bias| bias.map(|bias| bias.without_autodiff().cast(dtype).autodiff()));
     let mut layer = LoraLinear::wrap(layer, RANK, ALPHA).unwrap();
-    let adapter = layer.adapter_mut();
-    adapter.lora_a = Param::from_tensor(tensor(&values(D_INPUT * RANK, 6), [D_INPUT, RANK], dtype));
-    adapter.lora_b =
-        Param::from_tensor(tensor(&values(RANK * D_OUTPUT, 7), [RANK, D_OUTPUT], dtype));
+    let factor = |seed, shape: [usize; 2]| {
+        Param::from_tensor(tensor(&values(shape[0] * shape[1], seed), shape, DType::F32))
+    };
+    layer.adapter_mut().lora_a = factor(6, [D_INPUT, RANK]);
+    layer.adapter_mut().lora_b = factor(7, [RANK, D_OUTPUT]);
     layer
 }
 
@@ -266,16 +269,46 @@ fn merged_equals_unmerged_and_unmerge_gives_back_the_bits() {
 
 #[test]
 fn a_merge_rounds_once_to_the_dtype_of_the_weight() {
-    let mut layer = trained_layer(DType::BF16);
-    let exact: Vec<f64> = (layer.base().weight().cast(DType::F32) + layer.adapter().delta_weight())
-        .cast(DType::BF16)
-        .into_data()
-        .iter::<f64>()
-        .collect();
+    // 1 + 2.5 * 3 * 0.0044 = 1.033: bf16 has steps of 1/128 there. The update alone, 0.033, would round
+    // to 0.03296, and that sum to another neighbour for some of these values.
+    let (rows, columns) = (1, 200);
+    let weights: Vec<f64> = (0..columns).map(|column| 1.0 + column as f64 / 128.0 / 4.0).collect();
+    let weights: Vec<f32> =
+        weights.iter().map(|weight| half::bf16::from_f64(*weight).to_f32()).collect();
+    let updates: Vec<f64> = (0..columns).map(|column| 0.0044 + column as f64 * 1e-5).collect();
+
+    let mut layer = LinearConfig::new(rows, columns).with_bias(false).init(&device());
+    let data = TensorData::new(weights.clone(), [rows, columns]);
+    layer.weight = Param::from_tensor(Tensor::from_data(data, (&device(), DType::BF16)));
+    let mut layer = LoraLinear::wrap(layer, 1, 2.5).unwrap();
+    layer.adapter_mut().lora_a = Param::from_tensor(tensor(&[3.0], [1, 1], DType::F32));
+    layer.adapter_mut().lora_b = Param::from_tensor(tensor(&updates, [1, columns], DType::F32));
     layer.merge().unwrap();
-    let merged = layer.into_merged().unwrap().weight.val();
+    let merged = layer.merged().unwrap();
     assert_eq!(merged.dtype(), DType::BF16);
-    assert_close("merged", merged, &exact, 0.0);
+
+    let (mut once, mut twice) = (Vec::new(), Vec::new());
+    for (weight, update) in weights.iter().zip(&updates) {
+        let update = 3.0 * (2.5 * *update as f32);
+        once.push(half::bf16::from_f32(weight + update).to_f32());
+        let rounded = half::bf16::from_f32(update).to_f32();
+        twice.push(half::bf16::from_f32(weight + rounded).to_f32());
+    }
+    assert_ne!(once, twice, "the values tell one rounding from two");
+    assert_eq!(merged.into_data().iter::<f32>().collect::<Vec<_>>(), once);
+}
+
+#[test]
+fn an_adapter_beside_a_half_precision_weight_trains_in_f32() {
+    let layer = trained_layer(DType::BF16);
+    let x = tensor(&values(ROWS * D_INPUT, 8), [ROWS, D_INPUT], DType::BF16);
+    let y = layer.forward(x);
+    assert_eq!(y.dtype(), DType::BF16);
+    let before = bits(layer.adapter().lora_b.val());
+    let gradients = GradientsParams::from_grads(y.sum().backward(), &layer);
+    let layer = SgdConfig::new().init().step(1e-6, layer, gradients);
+    assert_eq!(layer.adapter().lora_b.val().dtype(), DType::F32);
+    assert_ne!(bits(layer.adapter().lora_b.val()), before, "a step that bf16 could not hold");
 }
 
 #[test]

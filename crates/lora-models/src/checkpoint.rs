@@ -6,18 +6,18 @@ use burn::tensor::Device;
 
 use crate::config::DecoderConfig;
 use crate::decoder::Decoder;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::gguf::GgufFile;
-use crate::hf::{SafetensorsFile, WEIGHTS_FILE, read_config};
-use crate::tokenizer::Tokenizer;
+use crate::hf::{CONFIG_FILE, SHARDS_FILE, SafetensorsFile, WEIGHTS_FILE, read_config};
+use crate::tokenizer::{TOKENIZER_FILE, Tokenizer};
 use crate::weights::WeightSource;
 
 /// An opened model: its config and tokenizer are read, its weights are not yet.
 ///
 /// ```no_run
+/// # #[cfg(feature = "flex")] {
 /// use lora_models::{Checkpoint, Sampling};
 ///
-/// # #[cfg(feature = "flex")] {
 /// let checkpoint = Checkpoint::open("models/SmolLM2-135M-Instruct.Q4_1.gguf")?;
 /// let decoder = checkpoint.decoder(&burn::tensor::Device::flex())?;
 /// let prompt = checkpoint.tokenizer.encode("Once upon a time")?;
@@ -53,11 +53,13 @@ impl Checkpoint {
     /// does not have.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let kind = std::fs::metadata(path).map_err(|source| Error::io(path, source))?;
-        let (config, tokenizer, weights): (_, _, Box<dyn WeightSource>) = if kind.is_dir() {
+        let (config, tokenizer, weights): (_, _, Box<dyn WeightSource>) = if path.is_dir() {
+            check_files(path)?;
             let config = read_config(path)?;
             let tokenizer = Tokenizer::from_folder(path)?;
             (config, tokenizer, Box::new(SafetensorsFile::open(path.join(WEIGHTS_FILE))?))
+        } else if !path.exists() {
+            return Err(not_a_model(path, "nothing"));
         } else {
             let file = GgufFile::open(path)?;
             let parts = file.tokenizer_parts()?;
@@ -69,6 +71,16 @@ impl Checkpoint {
             )?;
             (file.config()?, tokenizer, Box::new(file))
         };
+        let ids = config.eos_token_ids.iter().chain(&config.bos_token_id);
+        if let Some(id) = ids.clone().find(|id| **id as usize >= config.vocab_size) {
+            let expected = format!("ids below vocab_size = {}", config.vocab_size);
+            return Err(Error::malformed(
+                path,
+                "bos_token_id, eos_token_id",
+                expected,
+                id.to_string(),
+            ));
+        }
         if tokenizer.vocab_size() > config.vocab_size {
             return Err(Error::malformed(
                 path,
@@ -92,4 +104,28 @@ impl Checkpoint {
     pub fn decoder(&self, device: &Device) -> Result<Decoder> {
         Decoder::from_weights(&self.config, self.weights.as_ref(), device)
     }
+}
+
+/// Says which file a folder lacks, before any of them is read.
+fn check_files(folder: &Path) -> Result<()> {
+    for name in [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE] {
+        if folder.join(name).exists() {
+            continue;
+        }
+        if name == WEIGHTS_FILE && folder.join(SHARDS_FILE).exists() {
+            let supported = format!("one file, {WEIGHTS_FILE}");
+            return Err(Error::unsupported(
+                folder,
+                "weights in several files",
+                SHARDS_FILE,
+                supported,
+            ));
+        }
+        return Err(not_a_model(folder, &format!("a folder without {name}")));
+    }
+    Ok(())
+}
+
+fn not_a_model(path: &Path, found: &str) -> Error {
+    ErrorKind::NotAModel { path: path.to_owned(), found: found.to_owned() }.into()
 }

@@ -51,6 +51,12 @@ impl Error {
     }
 }
 
+impl From<lora_core::Error> for Error {
+    fn from(source: lora_core::Error) -> Self {
+        ErrorKind::Lora(source).into()
+    }
+}
+
 impl From<ErrorKind> for Error {
     fn from(kind: ErrorKind) -> Self {
         Self(Box::new(kind))
@@ -62,12 +68,24 @@ impl From<ErrorKind> for Error {
 #[non_exhaustive]
 pub enum ErrorKind {
     /// A file or folder could not be read or written.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: cannot be read or written: {source}; check the path", path = path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// What the operating system answered.
         source: std::io::Error,
+    },
+    /// What should be a model is none.
+    #[error(
+        "{path}: expected a Hugging Face folder (config.json, model.safetensors, tokenizer.json) or a \
+         GGUF file, found {found}; check the path",
+        path = path.display()
+    )]
+    NotAModel {
+        /// The path.
+        path: PathBuf,
+        /// What is there.
+        found: String,
     },
     /// A file is damaged, or is not what its name says.
     #[error("{path}: {place}: expected {expected}, found {found}", path = path.display())]
@@ -94,7 +112,7 @@ pub enum ErrorKind {
         supported: String,
     },
     /// The tensors of a checkpoint are not those of the model that its config describes.
-    #[error("{path}: the tensors do not fit config.json: {problems}", path = path.display(), problems = problems.join("; "))]
+    #[error("{path}: the tensors do not fit the model that its config describes: {problems}", path = path.display(), problems = problems.join("; "))]
     Weights {
         /// The file or folder.
         path: PathBuf,
@@ -112,6 +130,9 @@ pub enum ErrorKind {
     /// A chat template could not be parsed or rendered.
     #[error("chat template: {0}; check chat_template in tokenizer_config.json")]
     Template(#[from] minijinja::Error),
+    /// A folder could not be written.
+    #[error(transparent)]
+    Lora(lora_core::Error),
     /// A prompt or a setting cannot be used with this model.
     #[error("{what}: expected {expected}, found {found}")]
     Argument {

@@ -6,6 +6,8 @@
 //! The flow: [`Checkpoint::open`] reads config and tokenizer; [`Checkpoint::decoder`] brings the
 //! weights onto a device; [`Decoder::forward`] gives logits; [`Decoder::generate`] writes text.
 
+#![doc(test(attr(deny(warnings))))]
+
 mod attention;
 mod block;
 mod checkpoint;

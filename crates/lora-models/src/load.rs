@@ -3,7 +3,7 @@
 use burn::module::Param;
 use burn::nn::{Embedding, Linear, RmsNorm};
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use lora_core::{AdaptableLinear, VisitLora};
+use lora_core::{AdaptableLinear, LoraLinear, VisitLora};
 
 use crate::attention::Attention;
 use crate::block::Block;
@@ -44,8 +44,9 @@ impl Decoder {
         })
     }
 
-    /// Every tensor under its Hugging Face name and in that layout, without adapters, one after the
-    /// other in the order of [`DecoderConfig::tensor_shapes`].
+    /// Every tensor under its Hugging Face name and in that layout, one after the other in the order of
+    /// [`DecoderConfig::tensor_shapes`]: of a merged layer the merged weight, of one that has an
+    /// adapter beside it the weight without.
     pub fn named_tensors(&self) -> impl Iterator<Item = (String, HostTensor)> + '_ {
         self.config.tensor_shapes().into_iter().map(|(name, shape)| {
             let data = self.host_tensor(&name);
@@ -74,7 +75,10 @@ impl Decoder {
             if layer_path == path {
                 values = Some(match (kind, layer.bias()) {
                     ("bias", Some(bias)) => to_host(bias),
-                    _ => to_host(layer.weight().transpose()),
+                    _ => {
+                        let merged = layer.as_lora().and_then(LoraLinear::merged);
+                        to_host(merged.unwrap_or_else(|| layer.weight()).transpose())
+                    }
                 });
             }
         });

@@ -14,7 +14,7 @@ use serde_json::Value as Json;
 
 use crate::error::{Error, ErrorKind, Result};
 
-const TOKENIZER_FILE: &str = "tokenizer.json";
+pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
 const CONFIG_FILE: &str = "tokenizer_config.json";
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 
@@ -148,6 +148,16 @@ impl Tokenizer {
     /// When the vocabulary has no token for a piece of the text, and none that stands for unknown.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.0.tokenizer.encode_fast(text, false);
+        Ok(encoding.map_err(|source| failed("encoding a text", source))?.get_ids().to_vec())
+    }
+
+    /// Turns a text into token ids with the tokens that the tokenizer puts around a text by itself, such
+    /// as one that begins every text. For a model without a chat template.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_whole_text(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.0.tokenizer.encode_fast(text, true);
         Ok(encoding.map_err(|source| failed("encoding a text", source))?.get_ids().to_vec())
     }
 
@@ -717,7 +727,7 @@ mod tests {
     #[test]
     fn a_damaged_tokenizer_names_the_file() {
         let whole = bytes_json(&["<s>"]).to_string();
-        for text in ["", "{}", "[]", &whole[..whole.len() / 2]] {
+        for text in ["", "{}", "[]", &whole[..200]] {
             let folder = folder(&[(TOKENIZER_FILE, text)]);
             let error = Tokenizer::from_folder(folder.path()).unwrap_err();
             assert!(matches!(error.kind(), ErrorKind::Tokenizer { .. }));

@@ -182,6 +182,7 @@ fn messages_of(row: &Value) -> Result<Vec<Message>, String> {
             describe(row)
         ));
     };
+    refuse_fields(fields, &["system", "history", "tools"])?;
     let has = |name| fields.get(name).is_some_and(|value| !value.is_null());
     let (instruction, output) = (has("instruction"), has("output"));
     // Of a row that has both forms, the one that is whole is taken.
@@ -281,7 +282,27 @@ fn chat_message(entry: &Value) -> Result<Message, String> {
             ROLES.join(", ")
         ));
     }
+    refuse_fields(fields, &["weight", "tool_calls"])?;
     Ok(Message { role, content: text("content")? })
+}
+
+/// Refuses fields that other programs give a meaning that would be lost here. Fields of any other name
+/// are notes, and ignored.
+fn refuse_fields(fields: &Map<String, Value>, names: &[&str]) -> Result<(), String> {
+    let holds = |value: &Value| match value {
+        Value::Null => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(entries) => !entries.is_empty(),
+        Value::Number(number) => number.as_f64() != Some(1.0), // the weight of every turn
+        _ => true,
+    };
+    match names.iter().find(|name| fields.get(**name).is_some_and(holds)) {
+        Some(name) => Err(format!(
+            "expected no field \"{name}\", which has a meaning that is not supported here, found one; \
+             put it into \"messages\" or remove it"
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Whether the loss counts this turn. An empty one is context only: it would teach the model to
@@ -464,6 +485,8 @@ pub struct SplitData {
     pub train: Vec<Sample>,
     /// What is never trained on, to measure the loss with.
     pub held_out: Vec<Sample>,
+    /// Which of the samples that were given to [`split`] each one of `held_out` is.
+    pub held_out_rows: Vec<usize>,
     /// How many of both were cut to the maximum length.
     pub truncated: usize,
     /// How many rows had no trained token within the maximum length, and are in neither.
@@ -485,7 +508,8 @@ pub fn split(
     seed: u64,
 ) -> Result<SplitData> {
     let rows = samples.len();
-    let mut train: Vec<Sample> = samples.into_iter().flatten().collect();
+    let mut train: Vec<(usize, Sample)> =
+        samples.into_iter().enumerate().filter_map(|(row, sample)| Some((row, sample?))).collect();
     let skipped = rows - train.len();
     if train.is_empty() {
         let reason = match rows {
@@ -502,10 +526,12 @@ pub fn split(
         return Err(Error::settings("held_out", expected, held_out));
     }
 
-    let truncated = train.iter().filter(|sample| sample.truncated).count();
+    let truncated = train.iter().filter(|(_, sample)| sample.truncated).count();
     train.shuffle(&mut Xoshiro256PlusPlus::seed_from_u64(seed));
     let rest = train.split_off(held_out);
-    Ok(SplitData { train: rest, held_out: train, truncated, skipped })
+    let (held_out_rows, held_out) = train.into_iter().unzip();
+    let train = rest.into_iter().map(|(_, sample)| sample).collect();
+    Ok(SplitData { train, held_out, held_out_rows, truncated, skipped })
 }
 
 /// An endless iterator over the indices of training batches.
@@ -805,6 +831,33 @@ mod tests {
             .collect();
         let row = json!({"messages": list, "instruction": "beside it, without an output"});
         assert_eq!(turns(&read(row.to_string()).unwrap()[0]), messages);
+    }
+
+    #[test]
+    fn a_field_whose_meaning_would_be_lost_is_refused() {
+        let chat = |extra: (&str, Value)| {
+            let mut answer = json!({"role": "assistant", "content": "b"});
+            answer[extra.0] = extra.1;
+            json!({"messages": [{"role": "user", "content": "a"}, answer]})
+        };
+        let row = |extra: (&str, Value)| {
+            let mut row = json!({"instruction": "a", "output": "b"});
+            row[extra.0] = extra.1;
+            row
+        };
+        for (row, name) in [
+            (chat(("weight", json!(0))), "weight"),
+            (chat(("tool_calls", json!([{}]))), "tool_calls"),
+            (row(("system", json!("Be brief."))), "system"),
+            (row(("history", json!([["a", "b"]]))), "history"),
+            (row(("tools", json!([{}]))), "tools"),
+        ] {
+            let message = read(row.to_string()).unwrap_err().to_string();
+            assert!(message.contains(name), "{message}");
+        }
+        for row in [row(("system", json!(""))), row(("history", json!([])))] {
+            assert!(read(row.to_string()).is_ok(), "{row}");
+        }
     }
 
     #[test]

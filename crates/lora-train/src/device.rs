@@ -27,11 +27,11 @@ pub fn device_by_name(name: &str) -> Result<Device> {
             .and_then(|index| index.parse::<usize>().ok())
             .map(Device::libtorch_cuda),
         #[cfg(feature = "wgpu")]
-        ("wgpu", "") => Some(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
+        ("wgpu", "" | "0") => Some(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)),
         #[cfg(feature = "vulkan")]
-        ("vulkan", "") => Some(Device::vulkan(burn::tensor::DeviceKind::DefaultDevice)),
+        ("vulkan", "" | "0") => Some(Device::vulkan(burn::tensor::DeviceKind::DefaultDevice)),
         #[cfg(feature = "metal")]
-        ("metal", "") => Some(Device::metal(burn::tensor::DeviceKind::DefaultDevice)),
+        ("metal", "" | "0") => Some(Device::metal(burn::tensor::DeviceKind::DefaultDevice)),
         #[cfg(feature = "cuda")]
         ("cuda", index) => index.parse::<usize>().ok().map(Device::cuda),
         _ => None,

@@ -61,7 +61,7 @@ impl From<lora_core::Error> for Error {
 #[non_exhaustive]
 pub enum ErrorKind {
     /// A file or folder could not be read or written.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: cannot be read or written: {source}; check the path", path = path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -123,8 +123,8 @@ pub enum ErrorKind {
     Diverged {
         /// The optimiser step, counted from 1.
         step: usize,
-        /// What is not finite: `loss`, `gradient`.
-        what: String,
+        /// What is not finite: `loss`, `held-out loss`.
+        what: &'static str,
     },
     /// The loss curve could not be drawn.
     #[error("{path}: the loss curve could not be drawn: {reason}", path = path.display())]

@@ -5,6 +5,8 @@
 //! those that are trained; [`split`] holds some back; [`lora_core::inject`] adapts the model;
 //! [`train`](fn@train) runs the steps; [`RunFolder`] keeps settings, metrics, picture and adapter.
 
+#![doc(test(attr(deny(warnings))))]
+
 mod curve;
 mod data;
 mod device;

@@ -14,7 +14,8 @@ use crate::train::StepReport;
 /// A run's folder while it is being filled.
 ///
 /// Everything is written into a hidden sibling folder, which [`finish`](Self::finish) renames: the
-/// folder is complete or absent. A run that fails takes its sibling with it.
+/// folder is complete or absent. A run that fails takes its sibling with it; one that is killed leaves
+/// it, with the metrics so far, under a name that begins with a dot and ends in `.tmp`.
 ///
 /// | file | holds |
 /// |---|---|
@@ -115,6 +116,7 @@ impl RunFolder {
         title: &str,
     ) -> Result<PathBuf> {
         save_adapter(model, self.sibling.join("adapter"), info)?;
+        self.metrics.sync_all().map_err(|source| Error::io(&self.sibling, source))?;
         draw_loss_curve(&self.sibling.join("loss.png"), title, &self.training, &self.held_out)?;
         fs::rename(&self.sibling, &self.folder)
             .map_err(|source| Error::io(&self.folder, source))?;

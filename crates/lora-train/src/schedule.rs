@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 /// ```
 /// use lora_train::Schedule;
 ///
-/// let rate = |step| Schedule::Linear.learning_rate(1.0, step, 12, 2);
-/// assert_eq!([rate(1), rate(2), rate(3), rate(7), rate(12)], [0.5, 1.0, 1.0, 0.6, 0.1]);
+/// let rate = |step| Schedule::Linear.learning_rate(1.0, step, 10, 2);
+/// assert_eq!([rate(1), rate(2), rate(3), rate(7), rate(10)], [0.5, 1.0, 1.0, 0.5, 0.125]);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -28,10 +28,11 @@ impl Schedule {
     /// The learning rate of `step`, 1 to `steps`: up in a straight line for `warmup` steps, then as
     /// the schedule says. It would reach 0 one step after the last.
     pub fn learning_rate(self, peak: f64, step: usize, steps: usize, warmup: usize) -> f64 {
-        if step <= warmup {
+        if step < warmup {
             return peak * step as f64 / warmup as f64;
         }
-        let done = (step - warmup - 1) as f64 / steps.saturating_sub(warmup).max(1) as f64;
+        let done =
+            step.saturating_sub(warmup + 1) as f64 / steps.saturating_sub(warmup).max(1) as f64;
         match self {
             Self::Constant => peak,
             Self::Linear => peak * (1.0 - done),

@@ -87,6 +87,15 @@ pub fn train<M: CausalLm>(
     mut on_step: impl FnMut(&StepReport) -> Result<()>,
 ) -> Result<M> {
     config.check()?;
+    let rows = data.train.len();
+    if config.batch > rows {
+        let expected = format!("at most the {rows} rows to train on");
+        return Err(Error::settings("batch", expected, config.batch));
+    }
+    if !model.device().is_autodiff() {
+        let expected = "one that records gradients: device.autodiff()";
+        return Err(Error::settings("device", expected, "one that does not"));
+    }
     let mut batches = Batches::new(data.train.len(), config.batch, config.seed)?;
     let mut optimizer =
         AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(config.weight_decay as f32).init();
@@ -100,12 +109,12 @@ pub fn train<M: CausalLm>(
         let loss = batch_loss(&model, &batch);
         let value = f64::from(loss.clone().into_scalar::<f32>());
         if !value.is_finite() {
-            return Err(ErrorKind::Diverged { step, what: "loss".to_owned() }.into());
+            return Err(ErrorKind::Diverged { step, what: "loss" }.into());
         }
-        let gradients = GradientsParams::from_grads(loss.backward(), &model);
-        if gradients.is_empty() {
+        if !loss.is_tracked() {
             return Err(Error::settings("model", "trainable parameters", "none"));
         }
+        let gradients = GradientsParams::from_grads(loss.backward(), &model);
         let learning_rate =
             config.schedule.learning_rate(config.learning_rate, step, config.steps, config.warmup);
         model = optimizer.step(learning_rate, model, gradients);
@@ -116,6 +125,9 @@ pub fn train<M: CausalLm>(
             true => Some(evaluate(&model.valid(), &data.held_out, config.batch)?),
             false => None,
         };
+        if held_out_loss.is_some_and(|loss| !loss.is_finite()) {
+            return Err(ErrorKind::Diverged { step, what: "held-out loss" }.into());
+        }
         let tokens = batch.tokens;
         on_step(&StepReport { step, loss: value, learning_rate, tokens, seconds, held_out_loss })?;
     }

@@ -34,7 +34,7 @@ const IRRELEVANT: [&str; 8] = [
 ];
 
 /// Fields that are read by [`parse`].
-const READ: [&str; 9] = [
+const READ: [&str; 8] = [
     "peft_type",
     "r",
     "lora_alpha",
@@ -43,7 +43,6 @@ const READ: [&str; 9] = [
     "alpha_pattern",
     "use_rslora",
     "init_lora_weights",
-    "runtime_config",
 ];
 
 /// Reads the config of an adapter's folder. The starting values that it names are not taken over:
@@ -99,7 +98,7 @@ fn check_known(path: &Path, fields: &Map<String, Value>) -> Result<()> {
         match field.as_str() {
             // These change the base's weights, which a reader of the file cannot know.
             "init_lora_weights" => {
-                let harmless = ["gaussian", "orthogonal", "kaiming", "eva"];
+                let harmless = ["gaussian", "orthogonal", "kaiming"];
                 if value.as_str().is_some_and(|name| !harmless.contains(&name)) {
                     return unsupported(
                         field,

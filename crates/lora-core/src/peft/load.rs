@@ -12,10 +12,11 @@ use safetensors::tensor::{Dtype, TensorView};
 use super::WEIGHTS_FILE;
 use super::config::read_adapter_config;
 use super::keys::{Factor, key};
-use crate::adapter::{LoraAdapter, float_dtype};
+use crate::adapter::{LoraAdapter, adapter_dtype};
 use crate::config::AdapterConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inject::{InjectReport, attach, resolve_targets};
+use crate::target::Unmatched;
 use crate::visit::VisitLora;
 
 /// Freezes the model and attaches the adapter in `folder`, written by PEFT or by
@@ -31,7 +32,7 @@ pub fn load_adapter<M: Module + VisitLora>(
 ) -> Result<(M, InjectReport)> {
     let folder = folder.as_ref();
     let config = read_adapter_config(folder)?;
-    let targets = resolve_targets(&model, &config)?;
+    let targets = resolve_targets(&model, &config, Unmatched::Ignored)?;
 
     let path = folder.join(WEIGHTS_FILE);
     let bytes = fs::read(&path).map_err(|source| Error::io(&path, source))?;
@@ -45,7 +46,7 @@ pub fn load_adapter<M: Module + VisitLora>(
     let mut pairs = pairs.into_iter();
     attach(model, targets, |config, layer| {
         let weight = layer.weight();
-        let (device, dtype) = (weight.device(), float_dtype(&weight)?);
+        let (device, dtype) = (weight.device(), adapter_dtype(&weight)?);
         let (a, b) = pairs.next().expect("one pair was matched for each target");
         let [a, b] = [a, b].map(|matrix| matrix.into_tensor(&device, dtype));
         Ok(LoraAdapter::from_tensors(a, b, config))

@@ -17,7 +17,7 @@ mod save;
 
 pub use config::{AdapterInfo, read_adapter_config};
 pub use load::load_adapter;
-pub use save::save_adapter;
+pub use save::{save_adapter, write_folder};
 
 const CONFIG_FILE: &str = "adapter_config.json";
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";

@@ -24,7 +24,7 @@ use crate::visit::VisitLora;
 /// complete.
 ///
 /// # Errors
-/// When the folder exists already or cannot be written; when the model has no adapter, or adapters
+/// When the folder exists already or cannot be written; when A or B holds NaN or infinity; when the model has no adapter, or adapters
 /// with both scaling rules, which the format cannot express.
 pub fn save_adapter<M: VisitLora>(
     model: &M,
@@ -113,6 +113,7 @@ type NamedBytes = (String, Vec<usize>, Vec<u8>);
 
 fn tensors<M: VisitLora>(model: &M) -> Result<Vec<NamedBytes>> {
     let mut tensors = Vec::new();
+    let mut failure = None;
     model.visit_lora("", &mut |path, layer| {
         let Some(layer) = layer.as_lora() else { return };
         for factor in Factor::BOTH {
@@ -120,24 +121,34 @@ fn tensors<M: VisitLora>(model: &M) -> Result<Vec<NamedBytes>> {
                 Factor::A => layer.adapter().lora_a.val(),
                 Factor::B => layer.adapter().lora_b.val(),
             };
-            tensors.push(in_torch_layout(key(path, factor), tensor));
+            let (key, shape, values) = in_torch_layout(key(path, factor), tensor);
+            if values.iter().any(|value| !value.is_finite()) {
+                failure.get_or_insert_with(|| path.to_owned());
+            }
+            let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            tensors.push((key, shape, bytes));
         }
     });
-    Ok(tensors)
+    match failure {
+        Some(path) => Err(ErrorKind::NonFiniteAdapter { path }.into()),
+        None => Ok(tensors),
+    }
 }
 
 /// `[in, out]` here is `[out, in]` in torch.
-fn in_torch_layout(key: String, tensor: Tensor<2>) -> NamedBytes {
+fn in_torch_layout(key: String, tensor: Tensor<2>) -> (String, Vec<usize>, Vec<f32>) {
     let tensor = tensor.without_autodiff().cast(DType::F32).transpose();
     let shape = tensor.dims().to_vec();
     let values: Vec<f32> =
         tensor.into_data().try_to_vec().expect("the tensor was just cast to f32");
-    (key, shape, values.iter().flat_map(|value| value.to_le_bytes()).collect())
+    (key, shape, values)
 }
 
-/// Writes all files into a sibling folder, syncs them, and renames it: the folder is complete or
-/// absent.
-fn write_folder(folder: &Path, files: &[(&str, &[u8])]) -> Result<()> {
+/// Writes a new folder, all files of it or nothing: into a hidden sibling folder, synced, then renamed.
+///
+/// # Errors
+/// When the folder exists already or cannot be written.
+pub fn write_folder(folder: &Path, files: &[(&str, &[u8])]) -> Result<()> {
     if folder.exists() {
         return Err(ErrorKind::Exists { path: folder.to_owned() }.into());
     }

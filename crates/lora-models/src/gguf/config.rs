@@ -103,6 +103,11 @@ impl GgufFile {
         if let Some(scale) = self.f64(key)?.filter(|&scale| scale != 1.0) {
             return unsupported(key, scale.to_string(), "1, no scaling");
         }
+        // llama.cpp takes a factor without a type as linear scaling.
+        let key = "llama.rope.scaling.factor";
+        if let Some(factor) = self.f64(key)?.filter(|&factor| factor != 1.0 && factor != 0.0) {
+            return unsupported(key, factor.to_string(), "1, no scaling");
+        }
         // Factors of one were left out when the file was opened.
         if self.tensors().contains_key(ROPE_FREQS) {
             let supported = "unscaled RoPE: no such tensor, or all of it 1";

@@ -82,9 +82,9 @@ impl GgufFile {
                 let digits = Digits::new(true);
                 Ok(Sequence::new(vec![digits.into(), byte_level().into()]).into())
             }
-            "gpt-2" | "default" => Ok(byte_level().into()),
+            "gpt-2" => Ok(byte_level().into()),
             pre => {
-                let supported = "smollm, gpt-2, default";
+                let supported = "smollm, gpt-2";
                 Err(Error::unsupported(self.file_path(), PRE, pre, supported))
             }
         }
@@ -123,9 +123,8 @@ impl GgufFile {
     /// The control tokens and the user-defined tokens: both are found in a text before it is cut.
     /// Their ids are those of the vocabulary, which has them too.
     fn added_tokens(&self, tokens: &[&str]) -> Result<(Vec<AddedToken>, Vec<AddedToken>)> {
-        let Some(types) = self.u32s(TOKEN_TYPE)? else {
-            return Ok((Vec::new(), Vec::new()));
-        };
+        // Without the types a chat template's markers would be cut into letters.
+        let types = self.required(TOKEN_TYPE, self.u32s(TOKEN_TYPE)?)?;
         if types.len() != tokens.len() {
             let expected = format!("one type for each of {} tokens", tokens.len());
             return Err(self.malformed_key(TOKEN_TYPE, expected, types.len().to_string()));
@@ -220,7 +219,9 @@ mod tests {
     #[test]
     fn other_tokenizers_are_unsupported() {
         refused(Writer::new().key(MODEL, "llama"), "supported: gpt2");
-        refused(small("llama-bpe"), "supported: smollm, gpt-2, default");
+        refused(small("llama-bpe"), "supported: smollm, gpt-2");
+        // llama.cpp's rule of that name is another one.
+        refused(small("default"), "supported: smollm, gpt-2");
         refused(small("gpt-2").key("tokenizer.ggml.add_bos_token", true), "add_bos_token");
     }
 
@@ -230,6 +231,7 @@ mod tests {
         refused(Writer::new().key(MODEL, "gpt2"), PRE);
         refused(Writer::new().key(MODEL, "gpt2").key(PRE, "gpt-2"), TOKENS);
         refused(keys("gpt-2"), MERGES);
+        refused(keys("gpt-2").key(MERGES, ["a b"]), TOKEN_TYPE);
     }
 
     #[test]
@@ -239,7 +241,8 @@ mod tests {
         refused(keys("gpt-2").key(MERGES, ["b a"]), "out of vocabulary");
         let merged = || keys("gpt-2").key(MERGES, ["a b"]);
         refused(merged().key(TOKEN_TYPE, [1_i32]), "one type for each of 10 tokens");
-        refused(merged().key("tokenizer.ggml.eos_token_id", 10_u32), "one of 10 tokens");
+        let typed = merged().key(TOKEN_TYPE, [1_i32; 10]);
+        refused(typed.key("tokenizer.ggml.eos_token_id", 10_u32), "one of 10 tokens");
         let twice = Writer::new().key(MODEL, "gpt2").key(PRE, "gpt-2").key(TOKENS, ["a", "a"]);
         refused(twice, "'a' at 0 and at 1");
     }

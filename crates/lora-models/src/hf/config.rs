@@ -30,14 +30,17 @@ struct File {
     hidden_act: Option<String>,
     bos_token_id: Option<Value>,
     eos_token_id: Option<Value>,
+    partial_rotary_factor: Option<f64>,
     rope_theta: Option<f64>,                 // transformers 4
     rope_scaling: Option<Value>,             // transformers 4
     rope_parameters: Option<RopeParameters>, // transformers 5
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)] // each of the others scales the angles
 struct RopeParameters {
     rope_theta: Option<f64>,
+    #[serde(alias = "type")]
     rope_type: Option<String>,
 }
 
@@ -105,6 +108,10 @@ fn check_supported(path: &Path, file: &File) -> Result<()> {
     if let Some(kind) = rope.filter(|kind| *kind != "default") {
         return Err(Error::unsupported(path, "rope_type", kind, "default"));
     }
+    if let Some(factor) = file.partial_rotary_factor.filter(|factor| *factor != 1.0) {
+        let found = factor.to_string();
+        return Err(Error::unsupported(path, "partial_rotary_factor", found, "1"));
+    }
     match &file.rope_scaling {
         None | Some(Value::Null) => Ok(()),
         Some(scaling) => Err(Error::unsupported(path, "rope_scaling", scaling.to_string(), "null")),
@@ -122,11 +129,22 @@ fn check_sizes(path: &Path, config: &DecoderConfig) -> Result<()> {
         ("head_dim", config.head_dim),
         ("max_position_embeddings", config.max_position_embeddings),
     ];
-    // A limit far above any model keeps products of two sizes from overflowing.
+    // Limits far above any model: products of two sizes cannot overflow, and the list of a model's
+    // tensors cannot fill the memory.
     const LARGEST: usize = 1 << 28;
+    const MOST_LAYERS: usize = 10_000;
     for (name, size) in sizes {
-        if size == 0 || size > LARGEST {
-            return Err(Error::malformed(path, name, format!("1 to {LARGEST}"), size.to_string()));
+        let largest = if name == "num_hidden_layers" { MOST_LAYERS } else { LARGEST };
+        if size == 0 || size > largest {
+            let expected = format!("1 to {largest}");
+            return Err(Error::malformed(path, name, expected, size.to_string()));
+        }
+    }
+    for (name, value) in [("rms_norm_eps", config.rms_norm_eps), ("rope_theta", config.rope_theta)]
+    {
+        if !(value.is_finite() && value > 0.0) {
+            let expected = "a finite number above 0";
+            return Err(Error::malformed(path, name, expected, value.to_string()));
         }
     }
     let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
@@ -250,6 +268,8 @@ mod tests {
             (r#", "hidden_act": "gelu""#, "gelu"),
             (r#", "rope_scaling": {"rope_type": "yarn"}"#, "yarn"),
             (r#", "rope_parameters": {"rope_type": "llama3"}"#, "llama3"),
+            (r#", "rope_parameters": {"type": "linear"}"#, "linear"),
+            (r#", "partial_rotary_factor": 0.5"#, "0.5"),
         ] {
             let message = read(rest).unwrap_err().to_string();
             assert!(message.contains(name) && message.contains("not supported"), "{message}");
@@ -263,6 +283,8 @@ mod tests {
             r#", "num_key_value_heads": 0"#,
             r#", "head_dim": 3"#,
             r#", "max_position_embeddings": 99999999999"#,
+            r#", "rms_norm_eps": -1e-5"#,
+            r#", "rope_theta": 0"#,
         ] {
             assert!(read(rest).is_err(), "{rest}");
         }

@@ -10,4 +10,5 @@ pub use save::{SaveDtype, save_folder};
 
 pub(crate) const CONFIG_FILE: &str = "config.json";
 pub(crate) const GENERATION_CONFIG_FILE: &str = "generation_config.json";
+pub(crate) const SHARDS_FILE: &str = "model.safetensors.index.json";
 pub(crate) const WEIGHTS_FILE: &str = "model.safetensors";

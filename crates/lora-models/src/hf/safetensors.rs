@@ -5,7 +5,6 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use crate::error::{Error, Result};
@@ -47,10 +46,9 @@ impl SafetensorsFile {
             let expected = "a header inside the file; is the file complete?";
             return Err(damaged("header", expected, format!("a length of {header_bytes} bytes")));
         }
-        let mut header = length.to_vec();
-        header.resize(8 + header_bytes as usize, 0);
-        file.read_exact(&mut header[8..]).map_err(io)?;
-        let (_, metadata) = SafeTensors::read_metadata(&header).map_err(|source| {
+        let mut header = vec![0; header_bytes as usize];
+        file.read_exact(&mut header).map_err(io)?;
+        let metadata: Metadata = serde_json::from_slice(&header).map_err(|source| {
             damaged("header", "a safetensors header", format!("an error: {source}"))
         })?;
 

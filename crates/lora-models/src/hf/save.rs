@@ -1,14 +1,14 @@
 //! A decoder out to a Hugging Face folder.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::Path;
 
+use lora_core::{VisitLora, write_folder};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::{CONFIG_FILE, WEIGHTS_FILE, config_to_json};
 use crate::decoder::Decoder;
-use crate::error::{Error, Result};
+use crate::error::{ErrorKind, Result};
 
 /// The type in which weights are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,14 +51,31 @@ impl SaveDtype {
     }
 }
 
-/// Writes `config.json` and `model.safetensors`, without adapters, into a folder, which is made
-/// where it does not exist.
+/// Writes `config.json`, `model.safetensors` and `others` (names and contents: the tokenizer's files)
+/// as a new folder, complete or not at all. Adapters must be merged first.
 ///
 /// # Errors
-/// When the folder or a file cannot be written.
-pub fn save_folder(decoder: &Decoder, folder: impl AsRef<Path>, dtype: SaveDtype) -> Result<()> {
-    let folder = folder.as_ref();
-    fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
+/// When a layer has an adapter that is not merged, or the folder exists already or cannot be written.
+pub fn save_folder(
+    decoder: &Decoder,
+    folder: impl AsRef<Path>,
+    dtype: SaveDtype,
+    others: &[(&str, &[u8])],
+) -> Result<()> {
+    let mut beside = None;
+    decoder.visit_lora("", &mut |path, layer| {
+        if layer.as_lora().is_some_and(|layer| !layer.is_merged()) {
+            beside.get_or_insert_with(|| path.to_owned());
+        }
+    });
+    if let Some(path) = beside {
+        return Err(ErrorKind::Argument {
+            what: "model",
+            expected: "merged adapters, since a model's folder holds none".to_owned(),
+            found: format!("an adapter that is not merged on {path}; merge the model first"),
+        }
+        .into());
+    }
 
     let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = decoder
         .named_tensors()
@@ -74,9 +91,8 @@ pub fn save_folder(decoder: &Decoder, folder: impl AsRef<Path>, dtype: SaveDtype
     let config = serde_json::to_string_pretty(&config_to_json(decoder.config(), dtype.name()))
         .expect("a value of strings and numbers is always JSON");
 
-    for (name, bytes) in [(WEIGHTS_FILE, weights), (CONFIG_FILE, config.into_bytes())] {
-        let path = folder.join(name);
-        fs::write(&path, bytes).map_err(|source| Error::io(&path, source))?;
-    }
-    Ok(())
+    let mut files: Vec<(&str, &[u8])> =
+        vec![(WEIGHTS_FILE, &weights), (CONFIG_FILE, config.as_bytes())];
+    files.extend(others);
+    Ok(write_folder(folder.as_ref(), &files)?)
 }

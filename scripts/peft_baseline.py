@@ -6,7 +6,8 @@
 
 FILE is a JSON list of rows with `instruction`, `input` and `output`. The user's message is the instruction, then, if
 there is an input, a blank line and the input. The model's chat template is applied, and the loss is taken on the answer
-alone: the output's tokens and the end-of-turn token. The last rows are held out; the seed sets the order of the others
+alone: the output's tokens and the end-of-turn token. The last rows are held out, or
+those that a run of the example held out (--held-out-rows runs/1/metrics.jsonl); the seed sets the order of the others
 and the adapter's first values.
 
 LoRA of rank 8 and alpha 16 on all seven projections, no dropout; AdamW without weight decay, constant learning rate,
@@ -107,13 +108,20 @@ def main():
     parser.add_argument("--batch", type=int, default=4, help="rows in a step")
     parser.add_argument("--lr", type=float, default=2e-4, help="constant learning rate")
     parser.add_argument("--held-out", type=int, default=64, help="rows at the end of the file to test on")
+    parser.add_argument(
+        "--held-out-rows", type=Path, metavar="METRICS.jsonl", help="hold out the rows that this run of the example did"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     tokenizer, base = load(args.model)
     print(f"peak memory after loading {peak_mib():.0f} MiB, {torch.get_num_threads()} threads")
     rows = [encode(row, tokenizer) for row in json.loads(args.data.read_text(encoding="utf-8"))]
-    training, held_out = rows[: -args.held_out], rows[-args.held_out :]
+    chosen = range(len(rows) - args.held_out, len(rows))
+    if args.held_out_rows:
+        chosen = json.loads(args.held_out_rows.read_text().splitlines()[0])["held_out_rows"]
+    held_out = [rows[i] for i in chosen]
+    training = [row for i, row in enumerate(rows) if i not in set(chosen)]
 
     torch.manual_seed(args.seed)
     config = LoraConfig(task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=PROJECTIONS)

@@ -77,7 +77,7 @@ fn finetune(recipe: &Recipe) -> Result<()> {
     // The steps.
     let mut run = RunFolder::create(&output, &settings)?;
     if let Some(loss) = before {
-        run.start(loss)?;
+        run.start(loss, &data.held_out_rows)?;
     }
     let progress = Progress::new(training.steps);
     let mut last = None;

@@ -37,13 +37,13 @@ pub struct Recipe {
     /// for the whole path [default: all-linear]
     #[arg(long, value_name = "NAMES")]
     pub targets: Option<String>,
-    /// Optimiser steps [default: 40; 120 with the repository's own model]
+    /// Optimiser steps [default: 40; 400 with the repository's own model]
     #[arg(long, value_name = "NUMBER")]
     pub steps: Option<usize>,
-    /// Rows of data a step [default: 4; 8 with the repository's own model]
+    /// Rows of data a step [default: 4]
     #[arg(long, value_name = "ROWS")]
     pub batch: Option<usize>,
-    /// Peak learning rate of AdamW [default: 2e-4; 3e-3 with the repository's own model]
+    /// Peak learning rate of AdamW [default: 2e-4; 5e-4 with the repository's own model]
     #[arg(long, value_name = "NUMBER")]
     pub lr: Option<f64>,
     /// Learning rate after the warm-up: constant, linear or cosine [default: constant; cosine
@@ -60,7 +60,7 @@ pub struct Recipe {
     #[arg(long, value_name = "ROWS")]
     pub held_out: Option<usize>,
     /// Steps between two measurements of the held-out loss; 0: before and after only [default: 0;
-    /// 20 with the repository's own model]
+    /// 50 with the repository's own model]
     #[arg(long, value_name = "STEPS")]
     pub eval_every: Option<usize>,
     /// Seed of the split, the order of the data and the adapters' starting values [default: 0]

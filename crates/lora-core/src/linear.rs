@@ -213,6 +213,7 @@ impl LoraLinear {
 /// };
 /// let (mlp, report) = inject(mlp, &LoraConfig::new(4, 8.0))?;
 /// assert_eq!(report.parameters.trainable, 2 * 4 * (8 + 32));
+/// assert!(mlp.up.as_lora().is_some());
 /// # }
 /// # Ok::<(), lora_core::Error>(())
 /// ```

@@ -79,13 +79,18 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Notes the held-out loss before the first step.
+    /// Notes the held-out loss before the first step, and which rows of the data it was measured on,
+    /// counted from 0.
     ///
     /// # Errors
     /// When the metrics cannot be written.
-    pub fn start(&mut self, held_out_loss: f64) -> Result<()> {
+    pub fn start(&mut self, held_out_loss: f64, held_out_rows: &[usize]) -> Result<()> {
         self.held_out.push((0, held_out_loss));
-        self.write_line(&serde_json::json!({ "step": 0, "held_out_loss": held_out_loss }))
+        self.write_line(&serde_json::json!({
+            "step": 0,
+            "held_out_loss": held_out_loss,
+            "held_out_rows": held_out_rows,
+        }))
     }
 
     /// Notes a step.

@@ -128,10 +128,11 @@ fn generate_answers_with_and_without_an_adapter() {
 fn refuse(name: &str, arguments: &[&str], parts: &[&str]) {
     let temp = tempfile::tempdir().unwrap();
     let folder = temp.path().join("run");
-    let defaults = ["--steps", "1", "--held-out", "8"];
-    let mut all = [&defaults[..], arguments].concat();
-    if !arguments.contains(&"--output") {
-        all.extend(["--output", folder.to_str().unwrap()]);
+    let mut all = arguments.to_vec();
+    for default in [["--steps", "1"], ["--held-out", "8"], ["--output", folder.to_str().unwrap()]] {
+        if !arguments.contains(&default[0]) {
+            all.extend(default);
+        }
     }
     let output = example("finetune", &all);
     let stderr = text(&output.stderr);

@@ -91,6 +91,7 @@ impl Recipe {
     /// except the prompt.
     pub fn from_command_line() -> Result<Self> {
         let mut options = Self::parse();
+        let given_warmup = options.warmup;
         let own = options.file.is_none() && options.model.is_none();
         if let Some(file) = options.file.take().or(own.then(|| burn_lora::resource(OWN_RECIPE))) {
             let text = std::fs::read_to_string(&file)
@@ -108,7 +109,12 @@ impl Recipe {
             }
             options = options.over(recipe);
         }
-        Ok(options.over(Self::defaults()))
+        let mut options = options.over(Self::defaults());
+        // A recipe's warm-up is meant for its own number of steps.
+        if given_warmup.is_none() {
+            options.warmup = options.warmup.min(options.steps);
+        }
+        Ok(options)
     }
 
     fn defaults() -> Self {

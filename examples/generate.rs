@@ -6,7 +6,7 @@ use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use burn_lora::Result;
+use burn_lora::{Result, say};
 use clap::Parser;
 use lora_core::{load_adapter, merge};
 use lora_models::{Checkpoint, Message, Sampling};
@@ -14,6 +14,7 @@ use lora_train::device_by_name;
 
 /// Ask a model a question.
 #[derive(Debug, Parser)]
+#[command(allow_negative_numbers = true)]
 struct Options {
     /// The question; a model with a chat template gets it as a user's turn
     question: String,
@@ -53,7 +54,12 @@ fn generate(options: &Options) -> Result<()> {
     let tokenizer = &checkpoint.tokenizer;
     let prompt = match tokenizer.has_chat_template() {
         true => tokenizer.encode(&tokenizer.render(&[Message::user(&options.question)], true)?)?,
-        false => tokenizer.encode_whole_text(&options.question)?,
+        false => {
+            eprintln!(
+                "warning: the model has no chat template; it continues the question as a text"
+            );
+            tokenizer.encode_whole_text(&options.question)?
+        }
     };
     let sampling = match options.temperature {
         0.0 => Sampling::Greedy,
@@ -66,11 +72,11 @@ fn generate(options: &Options) -> Result<()> {
         ids.push(id);
         let text = tokenizer.decode(&ids).unwrap_or_default();
         if let Some(new) = text.get(shown..).filter(|new| !new.ends_with('\u{FFFD}')) {
-            print!("{new}");
-            let _ = stdout().flush();
+            // A closed pipe is no reason to stop.
+            let _ = write!(stdout(), "{new}").and_then(|()| stdout().flush());
             shown = text.len();
         }
     })?;
-    println!();
+    say("");
     Ok(())
 }

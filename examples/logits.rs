@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use burn::tensor::{Tensor, TensorData};
-use burn_lora::{Error, Result};
+use burn_lora::{Error, Result, say};
 use clap::Parser;
 use lora_core::load_adapter;
 use lora_models::{Checkpoint, Decoder, SafetensorsFile, read_config};
@@ -52,11 +52,11 @@ fn logits(options: &Options) -> Result<()> {
     if let Some(folder) = &options.adapter {
         let report;
         (decoder, report) = load_adapter(decoder, folder)?;
-        println!("{report}");
+        say(report);
     }
 
-    let bytes = fs::read(&options.input)
-        .map_err(|error| Error::user(format!("{}: {error}", options.input.display())))?;
+    let bytes =
+        fs::read(&options.input).map_err(|error| burn_lora::io_error(&options.input, &error))?;
     let (ids, [batch, length], golden) = read_input(&bytes)
         .map_err(|problem| Error::user(format!("{}: {problem}", options.input.display())))?;
     let vocab = decoder.config().vocab_size;
@@ -82,8 +82,10 @@ fn logits(options: &Options) -> Result<()> {
         let difference = logits
             .iter()
             .zip(&golden)
-            .fold(0f32, |worst, (found, expected)| worst.max((found - expected).abs()));
-        println!("largest relative difference {:.3e}", difference / largest);
+            .map(|(found, expected)| (found - expected).abs())
+            // `max` would pass over NaN.
+            .fold(0f32, |worst, one| if one > worst || one.is_nan() { one } else { worst });
+        say(format!("largest relative difference {:.3e}", difference / largest));
     }
     if let Some(path) = &options.output {
         let shape = vec![batch, length, logits.len() / (batch * length)];
@@ -95,8 +97,7 @@ fn logits(options: &Options) -> Result<()> {
             ("logits", view(Dtype::F32, shape, &logits)?),
         ];
         let file = safetensors::serialize(tensors, None).map_err(other)?;
-        fs::write(path, file)
-            .map_err(|error| Error::other(format!("{}: {error}", path.display())))?;
+        fs::write(path, file).map_err(|error| burn_lora::io_error(path, &error))?;
     }
     Ok(())
 }
@@ -111,16 +112,27 @@ fn read_input(bytes: &[u8]) -> Result<Input, String> {
     let file = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
     let ids = file.tensor("input_ids").map_err(|_| "expected a tensor input_ids".to_owned())?;
     let (Dtype::I64, [batch, length]) = (ids.dtype(), ids.shape()) else {
-        return Err("input_ids: expected i64 [batch, length]".to_owned());
+        let (dtype, shape) = (ids.dtype(), ids.shape());
+        return Err(format!("input_ids: expected i64 [batch, length], found {dtype:?} {shape:?}"));
     };
+    if *batch == 0 || *length == 0 {
+        return Err(format!("input_ids: expected at least one token, found {batch} x {length}"));
+    }
     let (ids_bytes, _) = ids.data().as_chunks::<8>();
     let golden = match file.tensor("logits") {
         Err(_) => None,
-        Ok(logits) if logits.dtype() == Dtype::F32 => {
+        Ok(logits)
+            if logits.dtype() == Dtype::F32 && logits.shape().starts_with(&[*batch, *length]) =>
+        {
             let (values, _) = logits.data().as_chunks::<4>();
             Some(values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
         }
-        Ok(logits) => return Err(format!("logits: expected f32, found {:?}", logits.dtype())),
+        Ok(logits) => {
+            let (dtype, shape) = (logits.dtype(), logits.shape());
+            return Err(format!(
+                "logits: expected f32 [{batch}, {length}, vocab_size], found {dtype:?} {shape:?}"
+            ));
+        }
     };
     let ids = ids_bytes.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect();
     Ok((ids, [*batch, *length], golden))

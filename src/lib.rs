@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -49,9 +50,9 @@ impl From<lora_train::Error> for Error {
     fn from(error: lora_train::Error) -> Self {
         use lora_train::ErrorKind;
         match error.kind() {
-            ErrorKind::Diverged { .. } | ErrorKind::Picture { .. } => {
-                Self::other(error.to_string())
-            }
+            ErrorKind::Diverged { .. }
+            | ErrorKind::Picture { .. }
+            | ErrorKind::NotRenamed { .. } => Self::other(error.to_string()),
             ErrorKind::Io { source, .. } => from_io(source, error.to_string()),
             _ => Self::user(error.to_string()),
         }
@@ -84,11 +85,29 @@ pub fn run(program: impl FnOnce() -> Result<()>) -> ExitCode {
     }
 }
 
+/// An error of the operating system about a path.
+pub fn io_error(path: &Path, source: &std::io::Error) -> Error {
+    from_io(
+        source,
+        format!("{}: cannot be read or written: {source}; check the path", path.display()),
+    )
+}
+
+/// Prints a line. That nobody reads on (a closed pipe) is no reason to end a run of hours.
+pub fn say(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 /// A file or folder of this repository, from wherever the program was started.
 pub fn resource(path: impl AsRef<Path>) -> PathBuf {
+    let path = path.as_ref();
+    // A relative path where it will do: it is printed, and saved with an adapter that may be shared.
+    if path.exists() {
+        return path.to_owned();
+    }
     // Cargo sets the variable for what it runs; a binary that was moved looks where it was started.
     match std::env::var_os("CARGO_MANIFEST_DIR") {
         Some(root) => Path::new(&root).join(path),
-        None => path.as_ref().to_owned(),
+        None => path.to_owned(),
     }
 }

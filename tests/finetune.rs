@@ -93,6 +93,8 @@ fn the_main_job_prints_its_report_and_leaves_a_run_that_can_be_repeated() {
     };
     assert_eq!(losses(&repeated), losses(&metrics));
 
+    assert!(!fs::read_to_string(&settings).unwrap().contains("output"));
+
     // Neither run left anything but its folder.
     assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 2);
 }
@@ -215,6 +217,9 @@ fn targets_and_numbers_that_cannot_be_used_are_refused() {
     refuse("rank", &["--rank", "0"], &["rank", "at least 1", "0"]);
     refuse("alpha", &["--alpha", "nan"], &["alpha", "above 0"]);
     refuse("learning rate", &["--lr", "0"], &["learning rate", "above 0"]);
+    refuse("negative", &["--lr", "-1"], &["learning rate", "above 0", "-1"]);
+    refuse("too large a batch", &["--batch", "500"], &["batch", "at most the 238 rows"]);
+    refuse("rank", &["--rank", "99999999999"], &["rank", "at most 96"]);
     refuse("batch", &["--batch", "0"], &["batch", "at least 1"]);
     refuse("device", &["--device", "quantum"], &["device", "quantum", "flex"]);
     refuse("max-len", &["--max-len", "3"], &["maximum length"]);
@@ -258,6 +263,8 @@ fn an_output_folder_that_is_taken_is_refused_before_any_work() {
 fn a_recipe_that_is_wrong_is_refused() {
     let temp = tempfile::tempdir().unwrap();
     let file = temp.path().join("recipe.toml");
+    fs::write(&file, "\nrank = -1\n").unwrap();
+    refuse("negative rank", &["--recipe", file.to_str().unwrap()], &["recipe.toml: line 2", "-1"]);
     fs::write(&file, "rnak = 4\n").unwrap();
     refuse("unknown key", &["--recipe", file.to_str().unwrap()], &["recipe.toml", "rnak"]);
     refuse("no recipe", &["--recipe", "no/such.toml"], &["no/such.toml"]);

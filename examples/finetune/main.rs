@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use burn::module::Module;
-use burn_lora::{Error, Result};
+use burn_lora::{Error, Result, say};
 use indicatif::{ProgressBar, ProgressStyle};
 use lora_core::{AdapterInfo, ParameterCount, inject};
 use lora_models::{Checkpoint, Decoder, Message, Sampling, Tokenizer};
@@ -45,37 +45,38 @@ fn finetune(recipe: &Recipe) -> Result<()> {
         .collect::<lora_train::Result<Vec<_>>>()?;
     warn_of_endless_answers(&samples, &checkpoint);
     let data = split(&data_path, samples, recipe.held_out.unwrap_or_default(), training.seed)?;
+    training.check(data.train.len())?;
+    let mut run = RunFolder::create(&output, &settings)?;
     let decoder = checkpoint.decoder(&device)?;
-    println!(
+    say(format!(
         "model      {}: Llama, {} blocks, {} wide, {} parameters",
         model_path.display(),
         checkpoint.config.num_hidden_layers,
         checkpoint.config.hidden_size,
         ParameterCount::of(&decoder).total,
-    );
-    println!(
+    ));
+    say(format!(
         "data       {}: {} rows to train on, {} held out, {} cut to {max_len} tokens, {} skipped",
         data_path.display(),
         data.train.len(),
         data.held_out.len(),
         data.truncated,
         data.skipped,
-    );
+    ));
 
     // The adapters.
     let (decoder, report) = inject(decoder, &recipe.lora())?;
-    println!("\n{report}\n");
+    say(format!("\n{report}\n"));
 
     // Before.
     let prompt = match &recipe.prompt {
         Some(prompt) => prompt.clone(),
         None => first_question(&conversations[*data.held_out_rows.first().unwrap_or(&0)]),
     };
-    let before = evaluate_held_out(&decoder, &data.held_out, training.batch)?;
     let answer_before = answer(&decoder, tokenizer, &prompt)?;
+    let before = evaluate_held_out(&decoder, &data.held_out, training.batch)?;
 
     // The steps.
-    let mut run = RunFolder::create(&output, &settings)?;
     if let Some(loss) = before {
         run.start(loss, &data.held_out_rows)?;
     }
@@ -91,20 +92,23 @@ fn finetune(recipe: &Recipe) -> Result<()> {
     progress.finish();
 
     // After.
-    println!("trained    {} steps, {:.0} tokens/s", training.steps, speed.tokens_per_second());
+    say(format!("trained    {} steps, {:.0} tokens/s", training.steps, speed.tokens_per_second()));
     if let (Some(before), Some(after)) = (before, last) {
-        println!("held-out   loss {before:.4} before, {after:.4} after (nats per token)");
+        say(format!("held-out   loss {before:.4} before, {after:.4} after (nats per token)"));
     }
-    println!("\nprompt     {prompt}");
-    println!("before     {answer_before}");
-    println!("after      {}\n", answer(&decoder, tokenizer, &prompt)?);
+    say(format!("\nprompt     {prompt}"));
+    say(format!("before     {answer_before}"));
+    say(format!("after      {}\n", answer(&decoder, tokenizer, &prompt)?));
     let info = AdapterInfo {
         base_model: Some(model_path.display().to_string()),
         task_type: Some("CAUSAL_LM".to_owned()),
     };
     let title = format!("{} on {}", name_of(&model_path), name_of(&data_path));
-    let folder = run.finish(&decoder, &info, &title)?;
-    println!("written    {}: adapter/, settings.toml, metrics.jsonl, loss.png", folder.display());
+    run.finish(&decoder, &info, &title)?;
+    say(format!(
+        "written    {}: adapter/, settings.toml, metrics.jsonl, loss.png",
+        output.display()
+    ));
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! The settings of a fine-tuning run: from the command line, a recipe file, or defaults.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn_lora::{Error, Result};
 use clap::Parser;
@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 ///
 /// Without arguments: the small model that this repository holds learns to talk like a pirate.
 ///
-/// A recipe is a TOML file with these options as keys (`max_len = 512`); `settings.toml` in a run's
-/// folder is one. An option on the command line overrides the recipe.
+/// A recipe is a TOML file with these options as keys (`max_len = 512`); its paths are relative to
+/// the current folder. `settings.toml` in a run's folder is one. An option on the command line overrides the recipe.
 #[derive(Debug, Default, Clone, PartialEq, Parser, Serialize, Deserialize)]
+#[command(allow_negative_numbers = true)] // so that the message about them is ours
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
     /// Recipe file [default: examples/recipes/tiny_world.toml when there is no --model]
@@ -94,11 +95,11 @@ impl Recipe {
         let given_warmup = options.warmup;
         let own = options.file.is_none() && options.model.is_none();
         if let Some(file) = options.file.take().or(own.then(|| burn_lora::resource(OWN_RECIPE))) {
-            let text = std::fs::read_to_string(&file)
-                .map_err(|error| Error::user(format!("{}: {error}", file.display())))?;
-            let mut recipe: Self = toml::from_str(&text).map_err(|error| {
-                Error::user(format!("{}: {}", file.display(), first_lines(&error)))
+            let text = std::fs::read_to_string(&file).map_err(|error| {
+                Error::user(format!("{}: cannot be read: {error}; check the path", file.display()))
             })?;
+            let mut recipe: Self =
+                toml::from_str(&text).map_err(|error| wrong_recipe(&file, &text, &error))?;
             if own {
                 recipe.model = recipe.model.map(burn_lora::resource);
                 recipe.data = recipe.data.map(burn_lora::resource);
@@ -186,23 +187,27 @@ impl Recipe {
         }
     }
 
-    /// The settings as a recipe.
+    /// The settings as a recipe for another run, which needs a folder of its own.
     pub fn to_toml(&self) -> Result<String> {
-        toml::to_string(self).map_err(|error| Error::user(format!("settings: {error}")))
+        toml::to_string(&Self { output: None, ..self.clone() })
+            .map_err(|error| Error::user(format!("settings: {error}")))
     }
 }
 
 fn targets(text: &str) -> TargetModules {
-    match text.strip_prefix("re:") {
+    match text.trim().strip_prefix("re:") {
         Some(pattern) => TargetModules::Pattern(pattern.to_owned()),
-        None if text == "all-linear" => TargetModules::AllLinear,
+        None if text.trim() == "all-linear" => TargetModules::AllLinear,
         None => {
             TargetModules::names(text.split(',').map(str::trim).filter(|name| !name.is_empty()))
         }
     }
 }
 
-/// TOML's message with its place, without the picture of the line.
-fn first_lines(error: &toml::de::Error) -> String {
-    error.message().replace('\n', " ")
+/// TOML's message with its line, without the picture of it.
+fn wrong_recipe(file: &Path, text: &str, error: &toml::de::Error) -> Error {
+    let start = error.span().map_or(0, |span| span.start.min(text.len()));
+    let line = text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count() + 1;
+    let message = error.message().replace('\n', " ");
+    Error::user(format!("{}: line {line}: {message}; see --help", file.display()))
 }

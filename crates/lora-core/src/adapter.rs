@@ -76,12 +76,15 @@ impl LoraAdapter {
         rank * (d_input + d_output)
     }
 
-    /// The dense update, scaling · A·B, `[d_input, d_output]` in f32 and without autodiff.
+    /// The dense update, scaling · A·B, `[d_input, d_output]` in f32 (f64 for an f64 adapter) and
+    /// without autodiff.
     ///
     /// Only merging needs it: no forward or backward pass ever forms it.
     pub fn delta_weight(&self) -> Tensor<2> {
-        let a = self.lora_a.val().without_autodiff().cast(DType::F32);
-        let b = self.lora_b.val().without_autodiff().cast(DType::F32);
+        let [a, b] = [&self.lora_a, &self.lora_b].map(|factor| {
+            let factor = factor.val().without_autodiff();
+            if factor.dtype() == DType::F64 { factor } else { factor.cast(DType::F32) }
+        });
         // The factor goes onto the small matrix: rank × d_output products instead of d_input × d_output.
         a.matmul(b.mul_scalar(self.scaling()))
     }

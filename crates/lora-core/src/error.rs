@@ -144,13 +144,23 @@ pub enum ErrorKind {
         supported: String,
     },
     /// An adapter's tensors do not fit the model; nothing was changed.
-    #[error("{path}: the adapter does not fit the model: {}", problems.join("; "), path = path.display())]
+    #[error("{path}: the adapter does not fit the model: {}; was it made for another?", first_few(problems), path = path.display())]
     AdapterMismatch {
         /// The adapter's folder.
         path: PathBuf,
         /// One line for each missing, unused or mis-shaped tensor.
         problems: Vec<String>,
     },
+}
+
+/// A wrong model makes hundreds of problems, of which a few tell the story.
+fn first_few(problems: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let mut text = problems[..problems.len().min(SHOWN)].join("; ");
+    if problems.len() > SHOWN {
+        text.push_str(&format!("; and {} more", problems.len() - SHOWN));
+    }
+    text
 }
 
 fn nearest_names(nearest: &[String]) -> String {

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::nn::Linear;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 use crate::adapter::LoraAdapter;
 use crate::config::{AdapterConfig, LoraConfig};
@@ -130,7 +130,8 @@ impl LoraLinear {
         self.merged.is_some()
     }
 
-    /// Folds the adapter into the weight: computed in f32, rounded once to the weight's dtype.
+    /// Folds the adapter into the weight: computed in f32 (f64 for an f64 adapter), rounded once to the
+    /// weight's dtype.
     ///
     /// The base's weight is kept, so that [`unmerge`](Self::unmerge) gives back its very bits; while
     /// merged, this layer's weights take twice the memory.
@@ -178,7 +179,8 @@ impl LoraLinear {
         }
         let weight = self.base.weight().without_autodiff();
         let dtype = weight.dtype();
-        let merged = (weight.cast(DType::F32) + self.adapter.delta_weight()).cast(dtype);
+        let delta = self.adapter.delta_weight();
+        let merged = (weight.cast(delta.dtype()) + delta).cast(dtype);
         // Checked after the rounding: a sum that is finite in f32 may not be in f16.
         if !merged.clone().is_finite().all().into_scalar::<bool>() {
             return Err(ErrorKind::NonFinite { path: path.to_owned() }.into());

@@ -220,6 +220,8 @@ fn inputs_of_any_rank_give_the_same_rows() {
     }
     let none = Tensor::<2>::zeros([0, D_INPUT], &device());
     assert_eq!(layer.forward(none).dims(), [0, D_OUTPUT]);
+    let none = Tensor::<3>::zeros([2, 0, D_INPUT], &device());
+    assert_eq!(layer.forward(none).dims(), [2, 0, D_OUTPUT]);
 }
 
 #[test]
@@ -296,6 +298,20 @@ fn a_merge_rounds_once_to_the_dtype_of_the_weight() {
     }
     assert_ne!(once, twice, "the values tell one rounding from two");
     assert_eq!(merged.into_data().iter::<f32>().collect::<Vec<_>>(), once);
+}
+
+#[test]
+fn an_f64_layer_is_merged_in_f64() {
+    let mut layer = trained_layer(DType::F64);
+    let factor = |seed, shape: [usize; 2]| {
+        Param::from_tensor(tensor(&values(shape[0] * shape[1], seed), shape, DType::F64))
+    };
+    layer.adapter_mut().lora_a = factor(6, [D_INPUT, RANK]);
+    layer.adapter_mut().lora_b = factor(7, [RANK, D_OUTPUT]);
+    let x = tensor(&values(ROWS * D_INPUT, 9), [ROWS, D_INPUT], DType::F64);
+    let expected: Vec<f64> = layer.forward(x.clone()).into_data().iter::<f64>().collect();
+    layer.merge().unwrap();
+    assert_close("merged", layer.forward(x), &expected, 1e-14);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::attention::Attention;
 use crate::block::Block;
 use crate::config::{DecoderConfig, EMBEDDING, HEAD, NORM};
 use crate::decoder::{Decoder, DecoderStack};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::mlp::Mlp;
 use crate::weights::{HostTensor, WeightSource};
 
@@ -118,7 +118,7 @@ fn check_tensors(config: &DecoderConfig, source: &dyn WeightSource) -> Result<()
         return Ok(());
     }
     // A wrong config can make hundreds of them.
-    const SHOWN: usize = 8;
+    const SHOWN: usize = 4;
     let more = problems.len().saturating_sub(SHOWN);
     problems.truncate(SHOWN);
     if more > 0 {
@@ -159,7 +159,7 @@ impl Builder<'_> {
     }
 
     fn linear(&self, path: &str, bias: bool) -> Result<AdaptableLinear> {
-        let weight = transpose(self.source.read(&format!("{path}.weight"))?);
+        let weight = transpose(self.read(&format!("{path}.weight"))?);
         let weight = Param::from_tensor(self.upload(weight));
         let bias = match bias {
             true => Some(Param::from_tensor(self.tensor(&format!("{path}.bias"))?)),
@@ -176,7 +176,17 @@ impl Builder<'_> {
     }
 
     fn tensor<const D: usize>(&self, name: &str) -> Result<Tensor<D>> {
-        Ok(self.upload(self.source.read(name)?))
+        Ok(self.upload(self.read(name)?))
+    }
+
+    fn read(&self, name: &str) -> Result<HostTensor> {
+        let tensor = self.source.read(name)?;
+        if tensor.data.iter().any(|value| !value.is_finite()) {
+            let place = format!("tensor '{name}'");
+            let (expected, found) = ("finite values", "NaN or infinity; the model is damaged");
+            return Err(Error::malformed(self.source.path(), place, expected, found));
+        }
+        Ok(tensor)
     }
 
     fn upload<const D: usize>(&self, tensor: HostTensor) -> Tensor<D> {

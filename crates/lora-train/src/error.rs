@@ -110,6 +110,20 @@ pub enum ErrorKind {
         /// What was given.
         found: String,
     },
+    /// A complete run could not be given its name; nothing of it is lost.
+    #[error(
+        "{path}: {source}; the run is complete and kept as {kept}: rename it",
+        path = path.display(),
+        kept = kept.display()
+    )]
+    NotRenamed {
+        /// The output folder.
+        path: PathBuf,
+        /// Where the run is.
+        kept: PathBuf,
+        /// What the operating system answered.
+        source: std::io::Error,
+    },
     /// The output folder belongs to an earlier run, which is not overwritten.
     #[error("{path} holds a run already; choose another --output or remove it", path = path.display())]
     RunExists {

@@ -27,6 +27,7 @@ use crate::train::StepReport;
 pub struct RunFolder {
     folder: PathBuf,
     sibling: PathBuf,
+    complete: bool,
     metrics: File,
     training: Vec<(usize, f64)>,
     held_out: Vec<(usize, f64)>,
@@ -40,8 +41,10 @@ impl RunFolder {
     /// # Errors
     /// When the folder exists and is not empty, or cannot be made.
     pub fn create(folder: impl AsRef<Path>, settings: &str) -> Result<Self> {
-        let folder = folder.as_ref().to_owned();
-        Self::check_free(&folder)?;
+        Self::check_free(folder.as_ref())?;
+        // Reserved now: a place that cannot be written must not come to light after hours of work.
+        fs::create_dir_all(&folder).map_err(|source| Error::io(&folder, source))?;
+        let folder = folder.as_ref().canonicalize().map_err(|source| Error::io(&folder, source))?;
         let name = folder
             .file_name()
             .ok_or_else(|| Error::settings("output", "the name of a folder", folder.display()))?;
@@ -56,7 +59,14 @@ impl RunFolder {
         fs::write(&settings_path, settings).map_err(|source| io(&settings_path, source))?;
         let metrics_path = sibling.join("metrics.jsonl");
         let metrics = File::create(&metrics_path).map_err(|source| io(&metrics_path, source))?;
-        Ok(Self { folder, sibling, metrics, training: Vec::new(), held_out: Vec::new() })
+        Ok(Self {
+            folder,
+            sibling,
+            complete: false,
+            metrics,
+            training: Vec::new(),
+            held_out: Vec::new(),
+        })
     }
 
     /// Checks that a run may be written to `folder`, before hours of work rely on it.
@@ -113,9 +123,10 @@ impl RunFolder {
     /// Writes the adapter and the loss curve, and gives the folder its name.
     ///
     /// # Errors
-    /// When anything cannot be written; then no folder is left behind.
+    /// When anything cannot be written. A complete run that only could not be given its name is kept
+    /// under its sibling's, which the message says.
     pub fn finish<M: VisitLora>(
-        self,
+        mut self,
         model: &M,
         info: &AdapterInfo,
         title: &str,
@@ -123,16 +134,25 @@ impl RunFolder {
         save_adapter(model, self.sibling.join("adapter"), info)?;
         self.metrics.sync_all().map_err(|source| Error::io(&self.sibling, source))?;
         draw_loss_curve(&self.sibling.join("loss.png"), title, &self.training, &self.held_out)?;
-        fs::rename(&self.sibling, &self.folder)
-            .map_err(|source| Error::io(&self.folder, source))?;
+        self.complete = true;
+        // Not every system renames onto an empty folder.
+        fs::remove_dir(&self.folder)
+            .and_then(|()| fs::rename(&self.sibling, &self.folder))
+            .map_err(|source| ErrorKind::NotRenamed {
+                path: self.folder.clone(),
+                kept: self.sibling.clone(),
+                source,
+            })?;
         Ok(self.folder.clone())
     }
 }
 
 impl Drop for RunFolder {
     fn drop(&mut self) {
-        // After `finish` there is nothing under this name; before it, the run has failed, and its
-        // error is on the way to the user already.
-        let _ = fs::remove_dir_all(&self.sibling);
+        // A run that is not complete has failed, and its error is on the way to the user already.
+        if !self.complete {
+            let _ = fs::remove_dir_all(&self.sibling);
+            let _ = fs::remove_dir(&self.folder); // only if it is empty
+        }
     }
 }

@@ -33,7 +33,11 @@ pub struct TrainConfig {
 }
 
 impl TrainConfig {
-    fn check(&self) -> Result<()> {
+    /// Checks the settings for a run over `rows` samples, as [`train`] does before its first step.
+    ///
+    /// # Errors
+    /// When a setting cannot be used.
+    pub fn check(&self, rows: usize) -> Result<()> {
         for (name, value) in [("steps", self.steps), ("batch", self.batch)] {
             if value == 0 {
                 return Err(Error::settings(name, "at least 1", value));
@@ -46,6 +50,10 @@ impl TrainConfig {
         if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
             let found = self.weight_decay;
             return Err(Error::settings("weight decay", "a finite number of at least 0", found));
+        }
+        if self.batch > rows {
+            let expected = format!("at most the {rows} rows to train on");
+            return Err(Error::settings("batch", expected, self.batch));
         }
         if self.warmup > self.steps {
             let expected = format!("at most the {} steps", self.steps);
@@ -86,12 +94,7 @@ pub fn train<M: CausalLm>(
     config: &TrainConfig,
     mut on_step: impl FnMut(&StepReport) -> Result<()>,
 ) -> Result<M> {
-    config.check()?;
-    let rows = data.train.len();
-    if config.batch > rows {
-        let expected = format!("at most the {rows} rows to train on");
-        return Err(Error::settings("batch", expected, config.batch));
-    }
+    config.check(data.train.len())?;
     if !model.device().is_autodiff() {
         let expected = "one that records gradients: device.autodiff()";
         return Err(Error::settings("device", expected, "one that does not"));

@@ -18,8 +18,17 @@ pub(crate) fn fold_rows<const D: usize>(
     f: impl FnOnce(Tensor<2>) -> Tensor<2>,
 ) -> Tensor<D> {
     let mut dims = input.dims();
-    let rows = dims[..D - 1].iter().product();
-    let output = f(input.reshape([rows, dims[D - 1]]));
+    let rows: usize = dims[..D - 1].iter().product();
+    let (device, dtype) = (input.device(), input.dtype());
+    // In a shape that is asked of `reshape`, Burn takes a 0 as "the size that was there".
+    let folded = match rows {
+        0 => Tensor::zeros([0, dims[D - 1]], (&device, dtype)),
+        rows => input.reshape([rows, dims[D - 1]]),
+    };
+    let output = f(folded);
     dims[D - 1] = output.dims()[1];
-    output.reshape(dims)
+    match rows {
+        0 => Tensor::zeros(dims, (&device, output.dtype())),
+        _ => output.reshape(dims),
+    }
 }

@@ -30,6 +30,7 @@ struct File {
     hidden_act: Option<String>,
     bos_token_id: Option<Value>,
     eos_token_id: Option<Value>,
+    quantization_config: Option<Value>,
     partial_rotary_factor: Option<f64>,
     rope_theta: Option<f64>,                 // transformers 4
     rope_scaling: Option<Value>,             // transformers 4
@@ -107,6 +108,10 @@ fn check_supported(path: &Path, file: &File) -> Result<()> {
     let rope = file.rope_parameters.as_ref().and_then(|rope| rope.rope_type.as_deref());
     if let Some(kind) = rope.filter(|kind| *kind != "default") {
         return Err(Error::unsupported(path, "rope_type", kind, "default"));
+    }
+    if file.quantization_config.as_ref().is_some_and(|value| !value.is_null()) {
+        let supported = "none: f32, f16 or bf16 weights";
+        return Err(Error::unsupported(path, "quantization_config", "of any kind", supported));
     }
     if let Some(factor) = file.partial_rotary_factor.filter(|factor| *factor != 1.0) {
         let found = factor.to_string();
@@ -270,6 +275,7 @@ mod tests {
             (r#", "rope_parameters": {"rope_type": "llama3"}"#, "llama3"),
             (r#", "rope_parameters": {"type": "linear"}"#, "linear"),
             (r#", "partial_rotary_factor": 0.5"#, "0.5"),
+            (r#", "quantization_config": {"bits": 4}"#, "quantization_config"),
         ] {
             let message = read(rest).unwrap_err().to_string();
             assert!(message.contains(name) && message.contains("not supported"), "{message}");

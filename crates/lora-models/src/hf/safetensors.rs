@@ -49,7 +49,11 @@ impl SafetensorsFile {
         let mut header = vec![0; header_bytes as usize];
         file.read_exact(&mut header).map_err(io)?;
         let metadata: Metadata = serde_json::from_slice(&header).map_err(|source| {
-            damaged("header", "a safetensors header", format!("an error: {source}"))
+            damaged(
+                "header",
+                "a safetensors header; download the file again",
+                format!("an error: {source}"),
+            )
         })?;
 
         let data_start = 8 + header_bytes;

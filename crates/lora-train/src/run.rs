@@ -41,10 +41,11 @@ impl RunFolder {
     /// # Errors
     /// When the folder exists and is not empty, or cannot be made.
     pub fn create(folder: impl AsRef<Path>, settings: &str) -> Result<Self> {
-        Self::check_free(folder.as_ref())?;
+        let folder: PathBuf = folder.as_ref().components().collect(); // "run/./" is "run"
+        Self::check_free(&folder)?;
         // Reserved now: a place that cannot be written must not come to light after hours of work.
         fs::create_dir_all(&folder).map_err(|source| Error::io(&folder, source))?;
-        let folder = folder.as_ref().canonicalize().map_err(|source| Error::io(&folder, source))?;
+        let folder = folder.canonicalize().map_err(|source| Error::io(&folder, source))?;
         let name = folder
             .file_name()
             .ok_or_else(|| Error::settings("output", "the name of a folder", folder.display()))?;
@@ -154,5 +155,58 @@ impl Drop for RunFolder {
             let _ = fs::remove_dir_all(&self.sibling);
             let _ = fs::remove_dir(&self.folder); // only if it is empty
         }
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+
+    fn entries(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn a_run_that_is_dropped_leaves_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut run = RunFolder::create(temp.path().join("a/./"), "").unwrap();
+        run.start(1.0, &[2]).unwrap();
+        assert_eq!(entries(temp.path()).len(), 2, "the reserved folder and its sibling");
+        drop(run);
+        assert!(entries(temp.path()).is_empty());
+    }
+
+    #[test]
+    fn a_folder_that_is_taken_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(RunFolder::create(&file, "").is_err());
+        assert!(RunFolder::create(temp.path(), "").is_err());
+        fs::write(temp.path().join(SETTINGS_FILE), "").unwrap();
+        let error = RunFolder::create(temp.path(), "").unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::RunExists { .. }), "{error}");
+        assert_eq!(entries(temp.path()), ["file", SETTINGS_FILE]);
+    }
+
+    #[test]
+    fn a_complete_run_that_cannot_be_renamed_is_kept() {
+        let temp = tempfile::tempdir().unwrap();
+        let device = burn::tensor::Device::flex();
+        let layer = burn::nn::LinearConfig::new(4, 4).init(&device);
+        let model: lora_core::AdaptableLinear =
+            lora_core::LoraLinear::wrap(layer, 2, 4.0).unwrap().into();
+        let folder = temp.path().join("run");
+        let run = RunFolder::create(&folder, "rank = 2").unwrap();
+        // Another program has used the folder in the meantime.
+        fs::write(folder.join("other"), "").unwrap();
+        let error = run.finish(&model, &AdapterInfo::default(), "title").unwrap_err();
+        let ErrorKind::NotRenamed { kept, .. } = error.kind() else { panic!("{error}") };
+        assert_eq!(entries(kept), ["adapter", "loss.png", "metrics.jsonl", SETTINGS_FILE]);
     }
 }

@@ -10,7 +10,9 @@ use lora_core::{
     AdapterInfo, ErrorKind, LoraConfig, Scaling, TargetModules, VisitLora, inject, load_adapter,
     merge, read_adapter_config, save_adapter, unmerge,
 };
-use lora_models::{Decoder, SafetensorsFile, Sampling, SaveDtype, read_config, save_folder};
+use lora_models::{
+    Decoder, DecoderConfig, SafetensorsFile, Sampling, SaveDtype, read_config, save_folder,
+};
 use safetensors::SafeTensors;
 
 fn golden(name: &str) -> PathBuf {
@@ -76,44 +78,45 @@ fn logits_are_those_of_transformers() {
     }
 }
 
-#[test]
-fn greedy_decoding_with_the_cache_writes_the_tokens_of_transformers() {
+/// The tiny Llama with other end tokens.
+fn decoder_ending_at(eos_token_ids: Vec<u32>) -> Decoder {
     let folder = golden("tiny_llama");
-    let path = folder.join("golden.safetensors");
+    let weights = SafetensorsFile::open(folder.join("model.safetensors")).unwrap();
+    let config = DecoderConfig { eos_token_ids, ..read_config(&folder).unwrap() };
+    Decoder::from_weights(&config, &weights, &Device::flex()).unwrap()
+}
+
+/// A prompt, and the tokens that transformers writes after it without a stop.
+fn greedy_case() -> (Vec<u32>, Vec<u32>) {
+    let path = golden("tiny_llama").join("golden.safetensors");
     let (ids, _) = tensor(&path, "input_ids", i64::from_le_bytes);
     let (greedy, _) = tensor(&path, "greedy", i64::from_le_bytes);
-    let prompt: Vec<u32> = ids[..8].iter().map(|id| *id as u32).collect();
-    let mut config = read_config(&folder).unwrap();
-    config.eos_token_ids.clear(); // the golden tokens were decoded without a stop
-    let weights = SafetensorsFile::open(folder.join("model.safetensors")).unwrap();
-    let decoder = Decoder::from_weights(&config, &weights, &Device::flex()).unwrap();
+    let tokens = |ids: &[i64]| ids.iter().map(|id| *id as u32).collect();
+    (tokens(&ids[..8]), tokens(&greedy))
+}
+
+#[test]
+fn greedy_decoding_with_the_cache_writes_the_tokens_of_transformers() {
+    let (prompt, greedy) = greedy_case();
+    let decoder = decoder_ending_at(vec![]);
     let mut told = Vec::new();
     let written =
         decoder.generate(&prompt, greedy.len(), Sampling::Greedy, |id| told.push(id)).unwrap();
-    assert_eq!(written, greedy.iter().map(|id| *id as u32).collect::<Vec<_>>());
+    assert_eq!(written, greedy);
     assert_eq!(told, written);
 }
 
 #[test]
 fn generation_stops_at_an_end_token_and_at_the_longest_sequence() {
-    let folder = golden("tiny_llama");
-    let path = folder.join("golden.safetensors");
-    let (greedy, _) = tensor(&path, "greedy", i64::from_le_bytes);
-    let (ids, _) = tensor(&path, "input_ids", i64::from_le_bytes);
-    let prompt: Vec<u32> = ids[..8].iter().map(|id| *id as u32).collect();
-    let mut config = read_config(&folder).unwrap();
-    let weights = SafetensorsFile::open(folder.join("model.safetensors")).unwrap();
-    let end = greedy[3] as u32;
-    let before = greedy.iter().position(|id| *id as u32 == end).unwrap();
-    config.eos_token_ids = vec![end];
-    let decoder = Decoder::from_weights(&config, &weights, &Device::flex()).unwrap();
+    let (prompt, greedy) = greedy_case();
+    let before = greedy.iter().position(|id| *id == greedy[3]).unwrap();
+    let decoder = decoder_ending_at(vec![greedy[3]]);
     let written = decoder.generate(&prompt, 50, Sampling::Greedy, |_| {}).unwrap();
     assert_eq!(written.len(), before);
 
-    config.eos_token_ids.clear();
-    let decoder = Decoder::from_weights(&config, &weights, &Device::flex()).unwrap();
+    let decoder = decoder_ending_at(vec![]);
     let written = decoder.generate(&prompt, 1000, Sampling::Greedy, |_| {}).unwrap();
-    assert_eq!(written.len() + prompt.len(), config.max_position_embeddings);
+    assert_eq!(written.len() + prompt.len(), decoder.config().max_position_embeddings);
 
     let warm = |seed| {
         let sampling = Sampling::Temperature { temperature: 1.0, seed };

@@ -163,7 +163,7 @@ fn an_adapter_that_is_not_finite_is_not_saved() {
     let (mut model, _) = load_adapter(base, golden("peft_plain")).unwrap();
     model.visit_lora_mut("", &mut |path, layer| {
         if path == "model.layers.0.mlp.up_proj" {
-            let adapter = layer.as_lora_mut().unwrap().adapter_mut();
+            let adapter = layer.adapter_mut().unwrap();
             let a = adapter.lora_a.val() * f32::INFINITY;
             adapter.lora_a = burn::module::Param::from_tensor(a);
         }
@@ -372,11 +372,11 @@ fn all_linear_adapts_every_projection_and_not_the_head() {
     assert_eq!(report.parameters.trainable, parameters);
     let mut plain = Vec::new();
     adapted.visit_lora("", &mut |path, layer| {
-        if layer.as_lora().is_none() {
+        if layer.adapter().is_none() {
             plain.push(path.to_owned());
         }
     });
-    assert_eq!(plain, ["lm_head"]);
+    assert_eq!(plain, ["model.embed_tokens", "lm_head"]);
 
     let twice = inject(adapted, &LoraConfig::new(4, 8.0)).unwrap_err();
     assert!(matches!(twice.kind(), ErrorKind::AlreadyAdapted { .. }), "{twice}");
@@ -391,7 +391,7 @@ fn merging_a_model_is_all_or_nothing() {
     // One layer in the middle cannot be merged.
     model.visit_lora_mut("", &mut |path, layer| {
         if path == "model.layers.1.mlp.gate_proj" {
-            let adapter = layer.as_lora_mut().unwrap().adapter_mut();
+            let adapter = layer.adapter_mut().unwrap();
             let b = adapter.lora_b.val() * f32::NAN;
             adapter.lora_b = burn::module::Param::from_tensor(b);
         }
@@ -399,7 +399,7 @@ fn merging_a_model_is_all_or_nothing() {
     let error = merge(&mut model).unwrap_err();
     assert!(error.to_string().contains("model.layers.1.mlp.gate_proj"), "{error}");
     model.visit_lora("", &mut |path, layer| {
-        assert!(layer.as_lora().is_none_or(|layer| !layer.is_merged()), "{path}");
+        assert!(!layer.is_merged(), "{path}");
     });
     assert!(unmerge(&mut model).is_err());
     assert_eq!(before.len(), logits(&model, &path).len());

@@ -1,58 +1,169 @@
-//! The trainable low-rank pair of one layer.
+//! What trains beside one frozen layer: the low-rank pair and its variants.
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Distribution, Tensor};
 
 use crate::config::AdapterConfig;
 use crate::error::{Error, Result};
 use crate::scaling::Scaling;
 
 /// A, B and the factor on their product; not the layer that they adapt.
+///
+/// Update of the weight: scaling A·B, or scaling (A·B - A0·B0) for an adapter whose starting values
+/// were taken out of the weight's own directions ([`Init::Pissa`](crate::Init::Pissa),
+/// [`Init::Olora`](crate::Init::Olora)).
+///
+/// The weight is seen as a matrix `[d_input, d_output]` for every kind of layer: an embedding's is
+/// `[vocabulary, width]`, a convolution's `[channels_in × kernel, channels_out]`.
 #[derive(Module, Debug)]
 pub struct LoraAdapter {
     /// The down matrix, `[d_input, rank]`: x meets it first.
     pub lora_a: Param<Tensor<2>>,
-    /// The up matrix, `[rank, d_output]`.
+    /// The up matrix, `[rank, d_output]` (`[rank / groups, d_output]` for a grouped convolution).
     pub lora_b: Param<Tensor<2>>,
+    /// A bias of the up matrix, `[d_output]`, which is scaled as the update is.
+    pub lora_bias: Option<Param<Tensor<1>>>,
+    /// DoRA's magnitudes, `[d_output]`: the norms that the columns of the adapted weight have.
+    pub magnitude: Option<Param<Tensor<1>>>,
+    /// What stands in for the layer's own bias, `[d_output]`, where biases train.
+    pub base_bias: Option<Param<Tensor<1>>>,
+    offset: Option<Offset>,
     #[module(skip)]
     alpha: f64,
     #[module(skip)]
     rule: Scaling,
+    #[module(skip)]
+    dropout: f64,
+}
+
+/// The starting product with its sign turned, which a layer adds so that it begins as its base.
+#[derive(Module, Debug)]
+struct Offset {
+    a: Tensor<2>, // A0, [d_input, rank]
+    b: Tensor<2>, // -B0, [rank, d_output]
 }
 
 impl LoraAdapter {
-    /// A new adapter for a layer with this weight, `[d_input, d_output]`: on its device, in f32 (f64
-    /// beside an f64 weight), with starting values by `config.init`.
+    /// A new adapter for a layer with this weight, `[d_input, d_output]`, and bias: on the weight's
+    /// device, with starting values by `config.init`.
     ///
     /// # Errors
     /// When the rank is 0 or above both of the layer's sizes, alpha or a standard deviation is not a
-    /// finite number above 0, or the weight is quantised.
-    pub fn new(weight: &Tensor<2>, config: &AdapterConfig) -> Result<Self> {
+    /// finite number above 0, dropout is not in `[0, 1)`, the weight is quantised, or it holds NaN or
+    /// infinity where the starting values follow from it.
+    pub fn new(
+        weight: &Tensor<2>,
+        bias: Option<&Tensor<1>>,
+        config: &AdapterConfig,
+    ) -> Result<Self> {
+        Self::grouped(weight, bias, 1, config)
+    }
+
+    /// The same for a convolution whose channels are in groups. PEFT's form: A sees all the input
+    /// channels, B the ranks of its own group.
+    pub(crate) fn grouped(
+        weight: &Tensor<2>,
+        bias: Option<&Tensor<1>>,
+        groups: usize,
+        config: &AdapterConfig,
+    ) -> Result<Self> {
         config.check()?;
-        let [d_input, d_output] = weight.dims();
+        let device = weight.device();
+        let weight = weight.clone().without_autodiff();
+        let [group_input, d_output] = weight.dims();
+        let d_input = group_input * groups;
+        let rank = config.rank;
         let largest = d_input.max(d_output);
-        if config.rank > largest {
+        if rank > largest {
             let expected = format!("at most {largest} for a layer of {d_input} x {d_output}");
-            return Err(Error::setting("rank", expected, config.rank));
+            return Err(Error::setting("rank", expected, rank));
         }
-        let options = (&weight.device(), adapter_dtype(weight)?);
-        let (a, b) = config.init.draw([d_input, config.rank, d_output], config.seed, options);
-        Ok(Self::from_tensors(a, b, config))
+        if groups > 1 {
+            check_grouped(groups, config)?;
+        }
+        let dtype = adapter_dtype(weight.dtype(), config.dtype)?;
+        let shape = [d_input, rank, d_output];
+        let start =
+            config.init.start(&weight, shape, config.scaling(), config.seed, (&device, dtype))?;
+        let b = if groups > 1 { start.b.slice(0..rank / groups) } else { start.b };
+        let mut adapter = Self::unchecked(start.a, b, config.alpha, config.scaling);
+        adapter.dropout = config.dropout;
+        adapter.offset = start.offset.map(|(a, b)| Offset { a, b: b.neg() });
+        if config.lora_bias {
+            adapter.lora_bias =
+                Some(Param::from_tensor(Tensor::zeros([d_output], (&device, dtype))));
+        }
+        if config.dora {
+            let norms = column_squares(&weight).sqrt().cast(dtype);
+            adapter.magnitude = Some(Param::from_tensor(on(norms, &device)));
+        }
+        if config.train_bias
+            && let Some(bias) = bias
+        {
+            // A copy of its own: the layer's bias keeps its values.
+            let bias = bias.clone().without_autodiff().cast(dtype);
+            adapter.base_bias = Some(Param::from_tensor(on(bias, &device)));
+        }
+        Ok(adapter)
     }
 
     /// An adapter from given values: A `[d_input, rank]`, B `[rank, d_output]`.
-    pub(crate) fn from_tensors(a: Tensor<2>, b: Tensor<2>, config: &AdapterConfig) -> Self {
+    ///
+    /// # Errors
+    /// When A's columns are not B's rows, the rank is 0, or alpha is 0 or not finite.
+    ///
+    /// # Example
+    /// ```
+    /// # #[cfg(feature = "flex")] {
+    /// use burn::tensor::{Device, Tensor};
+    /// use lora_core::{LoraAdapter, Scaling};
+    ///
+    /// let device = Device::flex();
+    /// let (a, b) = (Tensor::ones([6, 2], &device), Tensor::ones([2, 4], &device));
+    /// let adapter = LoraAdapter::from_tensors(a, b, 4.0, Scaling::AlphaOverRank)?;
+    /// assert_eq!((adapter.rank(), adapter.scaling()), (2, 2.0));
+    /// # }
+    /// # Ok::<(), lora_core::Error>(())
+    /// ```
+    pub fn from_tensors(
+        lora_a: Tensor<2>,
+        lora_b: Tensor<2>,
+        alpha: f64,
+        rule: Scaling,
+    ) -> Result<Self> {
+        let ([_, rank], [rows, _]) = (lora_a.dims(), lora_b.dims());
+        if rank == 0 || rank != rows {
+            let expected = format!("{} rows, at least 1, as A has columns", rank.max(1));
+            return Err(Error::setting("lora_b", expected, rows));
+        }
+        if alpha == 0.0 || !(alpha as f32).is_finite() {
+            return Err(Error::setting("alpha", "a finite number other than 0", alpha));
+        }
+        Ok(Self::unchecked(lora_a, lora_b, alpha, rule))
+    }
+
+    pub(crate) fn unchecked(
+        lora_a: Tensor<2>,
+        lora_b: Tensor<2>,
+        alpha: f64,
+        rule: Scaling,
+    ) -> Self {
         Self {
-            lora_a: Param::from_tensor(a),
-            lora_b: Param::from_tensor(b),
-            alpha: config.alpha,
-            rule: config.scaling,
+            lora_a: Param::from_tensor(lora_a),
+            lora_b: Param::from_tensor(lora_b),
+            lora_bias: None,
+            magnitude: None,
+            base_bias: None,
+            offset: None,
+            alpha,
+            rule,
+            dropout: 0.0,
         }
     }
 
-    /// Columns of A and rows of B.
+    /// Columns of A.
     pub fn rank(&self) -> usize {
-        self.lora_b.dims()[0]
+        self.lora_a.dims()[1]
     }
 
     /// Numerator of the scaling factor.
@@ -70,32 +181,203 @@ impl LoraAdapter {
         self.rule.factor(self.alpha, self.rank())
     }
 
-    /// Values in A and B together.
-    pub fn num_parameters(&self) -> usize {
-        let ([d_input, rank], [_, d_output]) = (self.lora_a.dims(), self.lora_b.dims());
-        rank * (d_input + d_output)
+    /// The probability with which a value of the adapter's input is set to zero in training.
+    pub fn dropout(&self) -> f64 {
+        self.dropout
     }
 
-    /// The dense update, scaling · A·B, `[d_input, d_output]` in f32 (f64 for an f64 adapter) and
-    /// without autodiff.
+    /// The starting product A0·B0 that is subtracted from the update, where there is one, as A0
+    /// `[d_input, rank]` and B0 `[rank, d_output]`.
+    pub fn offset(&self) -> Option<(Tensor<2>, Tensor<2>)> {
+        self.offset.as_ref().map(|Offset { a, b }| (a.clone(), b.clone().neg()))
+    }
+
+    /// Values that train.
+    pub fn num_parameters(&self) -> usize {
+        let vectors = [&self.lora_bias, &self.magnitude, &self.base_bias];
+        let vectors: usize = vectors.into_iter().flatten().map(|vector| vector.dims()[0]).sum();
+        let matrices: usize =
+            [&self.lora_a, &self.lora_b].map(|factor| factor.shape().num_elements()).iter().sum();
+        matrices + vectors
+    }
+
+    /// The same function without an offset: A' = `[A, A0]`, B' = `[B; -B0]`, of twice the rank and
+    /// with the same scaling. An adapter without an offset comes back as it is.
+    ///
+    /// This is the form in which files hold it, valid over the weight as it always was.
+    pub fn into_plain(self) -> Self {
+        let Some(Offset { a, b }) = self.offset else { return self };
+        let lora_a = Tensor::cat(vec![self.lora_a.val().without_autodiff(), a], 1);
+        let lora_b = Tensor::cat(vec![self.lora_b.val().without_autodiff(), b], 0);
+        // alpha / rank and alpha / sqrt(rank) keep their values at twice the rank.
+        let alpha = match self.rule {
+            Scaling::AlphaOverRank => 2.0 * self.alpha,
+            Scaling::AlphaOverSqrtRank => std::f64::consts::SQRT_2 * self.alpha,
+        };
+        let device = self.lora_a.val().device();
+        let [lora_a, lora_b] = [lora_a, lora_b].map(|factor| on(factor, &device));
+        Self {
+            lora_a: Param::from_tensor(lora_a),
+            lora_b: Param::from_tensor(lora_b),
+            offset: None,
+            alpha,
+            ..self
+        }
+    }
+
+    /// The dense update of the weight, scaling · A·B, `[d_input, d_output]` in f32 (f64 for an f64
+    /// adapter) and without autodiff. DoRA's magnitudes are not in it: they act on the whole weight.
     ///
     /// Only merging needs it: no forward or backward pass ever forms it.
     pub fn delta_weight(&self) -> Tensor<2> {
-        let [a, b] = [&self.lora_a, &self.lora_b].map(|factor| {
-            let factor = factor.val().without_autodiff();
-            if factor.dtype() == DType::F64 { factor } else { factor.cast(DType::F32) }
-        });
+        let (a, b) = self.factors();
+        let [a, b] = [a, b].map(|factor| in_full(factor.without_autodiff()));
         // The factor goes onto the small matrix: rank × d_output products instead of d_input × d_output.
         a.matmul(b.mul_scalar(self.scaling()))
     }
+
+    /// A and B as the products need them: beside them the offset's, where there is one.
+    pub(crate) fn factors(&self) -> (Tensor<2>, Tensor<2>) {
+        let (a, b) = (self.lora_a.val(), self.lora_b.val());
+        match &self.offset {
+            None => (a, b),
+            Some(offset) => {
+                let device = a.device();
+                let [a0, b0] = [&offset.a, &offset.b].map(|part| on(part.clone(), &device));
+                (Tensor::cat(vec![a, a0], 1), Tensor::cat(vec![b, b0], 0))
+            }
+        }
+    }
+
+    /// The adapter's own input, where it is another than the layer's: with some values dropped.
+    pub(crate) fn dropped<const D: usize>(&self, input: &Tensor<D>) -> Option<Tensor<D>> {
+        // Both: a model on an autodiff device may have been frozen, and then it does not train.
+        let trains = input.device().is_autodiff() && self.lora_a.val().is_require_grad();
+        if self.dropout == 0.0 || !trains {
+            return None;
+        }
+        let keep = 1.0 - self.dropout;
+        let mask = input.random_like(Distribution::Bernoulli(keep));
+        Some(input.clone() * mask.mul_scalar(1.0 / keep))
+    }
+
+    /// DoRA's factor on each column, m / ‖W + scaling A·B‖, `[d_output]`.
+    ///
+    /// ‖W + s A·B‖² = ‖W‖² + 2 s rows(Wᵀ A) · B + s² diag(Bᵀ (Aᵀ A) B) by column: products of
+    /// d_output × rank values and a rank × rank Gram matrix, never A·B. The norm is a constant for the
+    /// gradient.
+    ///
+    /// Source: "DoRA", [arXiv:2402.09353](https://arxiv.org/abs/2402.09353), sections 4.1 and 4.3.
+    pub(crate) fn column_scale(
+        &self,
+        weight: &Tensor<2>,
+        squares: &Tensor<1>,
+    ) -> Option<Tensor<1>> {
+        let magnitude = self.magnitude.as_ref()?.val();
+        let (a, b) = self.factors();
+        let [a, b] = [a, b].map(|factor| in_full(factor.without_autodiff()));
+        let s = self.scaling();
+        let cross = transposed_product(&weight.clone().without_autodiff(), &a); // [d_output, rank]
+        let gram = a.clone().transpose().matmul(a); // [rank, rank]
+        let inner =
+            cross.transpose().mul_scalar(2.0 * s) + gram.matmul(b.clone()).mul_scalar(s * s);
+        let squared = squares.clone() + (inner * b).sum_dim(0).squeeze_dim::<1>(0);
+        let norm = squared.clamp_min(0.0).sqrt();
+        // A column that is zero gives zero, whatever its factor is; 0 / 0 would make it NaN.
+        let zero = norm.clone().equal_elem(0.0);
+        Some(magnitude / norm.mask_fill(zero, 1.0))
+    }
+
+    /// The bias of the adapted layer, where it has one: the layer's own or its stand-in, with the
+    /// adapter's.
+    pub(crate) fn output_bias(&self, base: Option<Tensor<1>>, dtype: DType) -> Option<Tensor<1>> {
+        let own = match &self.base_bias {
+            Some(bias) => Some(in_dtype(bias.val(), dtype)),
+            None => base,
+        };
+        let scaled = self
+            .lora_bias
+            .as_ref()
+            .map(|bias| in_dtype(bias.val().mul_scalar(self.scaling()), dtype));
+        match (own, scaled) {
+            (Some(own), Some(scaled)) => Some(own + scaled),
+            (own, scaled) => own.or(scaled),
+        }
+    }
 }
 
-/// The dtype of the adapter beside a weight: f32 beside a half-precision one too, since a step of the
+fn check_grouped(groups: usize, config: &AdapterConfig) -> Result<()> {
+    if !config.rank.is_multiple_of(groups) {
+        let expected = format!("a multiple of {groups}, the groups of this convolution");
+        return Err(Error::setting("rank", expected, config.rank));
+    }
+    if config.dora || config.init.needs_weight() {
+        return Err(Error::setting(
+            "target_modules",
+            "no grouped convolution with DoRA, PiSSA or OLoRA: its update has no weight of its own",
+            format!("one of {groups} groups"),
+        ));
+    }
+    Ok(())
+}
+
+/// ‖W‖² of each column, `[d_output]`, in f32 or f64.
+pub(crate) fn column_squares(weight: &Tensor<2>) -> Tensor<1> {
+    let sum = |part: Tensor<2>| in_full(part).square().sum_dim(0).squeeze_dim::<1>(0);
+    in_row_blocks(weight, |block, _| sum(block))
+}
+
+/// Wᵀ·A in f32 or f64, `[d_output, rank]`.
+fn transposed_product(weight: &Tensor<2>, a: &Tensor<2>) -> Tensor<2> {
+    in_row_blocks(weight, |block, rows| in_full(block).transpose().matmul(a.clone().slice(rows)))
+}
+
+/// The sum of `f` over blocks of rows of a half-precision weight, so that no f32 copy of the whole
+/// weight exists; in one piece over any other.
+fn in_row_blocks<const D: usize>(
+    weight: &Tensor<2>,
+    f: impl Fn(Tensor<2>, std::ops::Range<usize>) -> Tensor<D>,
+) -> Tensor<D> {
+    const BLOCK_VALUES: usize = 1 << 20;
+
+    let [rows, columns] = weight.dims();
+    if matches!(weight.dtype(), DType::F32 | DType::F64) {
+        return f(weight.clone(), 0..rows);
+    }
+    let block = (BLOCK_VALUES / columns.max(1)).max(1);
+    let parts = (0..rows).step_by(block).map(|start| {
+        let range = start..rows.min(start + block);
+        f(weight.clone().slice(range.clone()), range)
+    });
+    parts.reduce(|sum, part| sum + part).expect("a layer has rows")
+}
+
+/// f32, or f64 where it is that already.
+pub(crate) fn in_full<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
+    if tensor.dtype() == DType::F64 { tensor } else { in_dtype(tensor, DType::F32) }
+}
+
+pub(crate) fn in_dtype<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {
+    if tensor.dtype() == dtype { tensor } else { tensor.cast(dtype) }
+}
+
+/// With autodiff where the device has it, without where it has not.
+pub(crate) fn on<const D: usize>(tensor: Tensor<D>, device: &Device) -> Tensor<D> {
+    if device.is_autodiff() { tensor.autodiff() } else { tensor.without_autodiff() }
+}
+
+/// The dtype of an adapter: as asked; else f32 beside a half-precision weight too, since a step of the
 /// optimiser is smaller than what 8 or 11 bits can hold, and A and B would never move.
-pub(crate) fn adapter_dtype(weight: &Tensor<2>) -> Result<DType> {
-    match weight.dtype() {
-        DType::F64 => Ok(DType::F64),
-        dtype if dtype.is_float() => Ok(DType::F32),
-        other => Err(Error::setting("weight", "f64, f32, f16 or bf16", format!("{other:?}"))),
+pub(crate) fn adapter_dtype(weight: DType, asked: Option<DType>) -> Result<DType> {
+    match (weight, asked) {
+        (weight, _) if !weight.is_float() => {
+            Err(Error::setting("weight", "f64, f32, f16 or bf16", format!("{weight:?}")))
+        }
+        (_, Some(asked)) if !asked.is_float() => {
+            Err(Error::setting("dtype", "f64, f32, f16 or bf16", format!("{asked:?}")))
+        }
+        (_, Some(asked)) => Ok(asked),
+        (DType::F64, None) => Ok(DType::F64),
+        _ => Ok(DType::F32),
     }
 }

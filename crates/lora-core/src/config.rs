@@ -1,5 +1,7 @@
 //! What the user asks for, and what one layer gets of it. No tensors, no PEFT names.
 
+use burn::tensor::DType;
+
 use crate::error::{Error, Result};
 use crate::init::Init;
 use crate::scaling::Scaling;
@@ -35,6 +37,21 @@ pub struct LoraConfig {
     pub rank_pattern: Vec<(String, usize)>,
     /// Other alphas for some layers, by the same rule.
     pub alpha_pattern: Vec<(String, f64)>,
+    /// The probability, in `[0, 1)`, with which a value of an adapter's input is set to zero while
+    /// the adapter trains. The frozen layer's input is never touched.
+    pub dropout: f64,
+    /// Whether each adapted weight also trains its columns' norms (DoRA,
+    /// [arXiv:2402.09353](https://arxiv.org/abs/2402.09353)).
+    pub dora: bool,
+    /// Whether the up matrix has a bias, which trains.
+    pub lora_bias: bool,
+    /// Which of the layers' own biases train.
+    pub bias: TrainedBias,
+    /// Embeddings of which some rows train in full: the name of the embedding (as in target lists)
+    /// and the rows, which are token ids.
+    pub trainable_tokens: Vec<(String, Vec<usize>)>,
+    /// The dtype of A and B; f32 (f64 beside f64 weights) where none is given.
+    pub dtype: Option<DType>,
     /// Seed of the starting values; each layer's follow from it and from the layer's path.
     pub seed: u64,
 }
@@ -50,6 +67,12 @@ impl LoraConfig {
             target_modules: TargetModules::AllLinear,
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
+            dropout: 0.0,
+            dora: false,
+            lora_bias: false,
+            bias: TrainedBias::None,
+            trainable_tokens: Vec::new(),
+            dtype: None,
             seed: 0,
         }
     }
@@ -64,11 +87,28 @@ impl LoraConfig {
             alpha: first_match(&self.alpha_pattern, path)?.unwrap_or(self.alpha),
             scaling: self.scaling,
             init: self.init,
+            dropout: self.dropout,
+            dora: self.dora,
+            lora_bias: self.lora_bias,
+            train_bias: self.bias != TrainedBias::None,
+            dtype: self.dtype,
             seed: self.seed ^ path_hash(path),
         };
         config.check()?;
         Ok(config)
     }
+}
+
+/// Which of the layers' own biases train.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TrainedBias {
+    /// None of them.
+    #[default]
+    None,
+    /// Those of all adaptable layers, adapted or not.
+    All,
+    /// Those of the adapted layers.
+    LoraOnly,
 }
 
 /// What one layer gets: flat values, resolved before any tensor exists.
@@ -82,6 +122,16 @@ pub struct AdapterConfig {
     pub scaling: Scaling,
     /// Starting values of A and B.
     pub init: Init,
+    /// The probability with which a value of the adapter's input is set to zero in training.
+    pub dropout: f64,
+    /// Whether the norms of the weight's columns train.
+    pub dora: bool,
+    /// Whether the up matrix has a bias.
+    pub lora_bias: bool,
+    /// Whether the layer's own bias trains.
+    pub train_bias: bool,
+    /// The dtype of A and B; f32 (f64 beside an f64 weight) where none is given.
+    pub dtype: Option<DType>,
     /// Seed of the starting values.
     pub seed: u64,
 }
@@ -99,6 +149,12 @@ impl AdapterConfig {
         // Tensors hold f32: a number that only f64 can hold would become infinite there.
         if !(self.alpha > 0.0 && (self.alpha as f32).is_finite()) {
             return Err(Error::setting("alpha", "a finite number above 0", self.alpha));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(Error::setting("dropout", "a number from 0 to below 1", self.dropout));
+        }
+        if self.lora_bias && self.dora {
+            return Err(Error::setting("lora_bias", "false with DoRA", true));
         }
         self.init.check()
     }

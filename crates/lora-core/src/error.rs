@@ -99,6 +99,14 @@ pub enum ErrorKind {
         /// The layer; empty for a layer that stands alone.
         path: String,
     },
+    /// A grouped convolution's adapter cannot be merged; nothing was changed.
+    #[error(
+        "{path}: expected a layer whose update fits its weight, found a grouped convolution, which cannot be merged; nothing was merged"
+    )]
+    GroupedConvolution {
+        /// The layer; empty for a layer that stands alone.
+        path: String,
+    },
     /// An adapter that is to be saved holds NaN or infinity; nothing was written.
     #[error("{path}: expected finite values in A and B, found NaN or infinity; nothing was saved")]
     NonFiniteAdapter {

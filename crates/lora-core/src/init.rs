@@ -49,6 +49,21 @@ impl Init {
         }
     }
 
+    pub(crate) fn start(
+        self,
+        _w: &Tensor<2>,
+        dims: [usize; 3],
+        _s: f64,
+        seed: u64,
+        options: (&Device, DType),
+    ) -> Result<Start> {
+        let (a, b) = self.draw(dims, seed, options);
+        Ok(Start { a, b, offset: None })
+    }
+    pub(crate) fn needs_weight(self) -> bool {
+        false
+    }
+
     /// Draws A `[d_input, rank]` and B `[rank, d_output]` in f32 and rounds them to the dtype; the
     /// same seed gives the same values.
     pub(crate) fn draw(
@@ -75,6 +90,12 @@ impl Init {
             }
         }
     }
+}
+
+pub(crate) struct Start {
+    pub a: Tensor<2>,
+    pub b: Tensor<2>,
+    pub offset: Option<(Tensor<2>, Tensor<2>)>,
 }
 
 /// A fresh seed, for layers that are wrapped without one.

@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::Tensor;
+use burn::module::Module;
 
 use crate::adapter::LoraAdapter;
 use crate::config::{AdapterConfig, LoraConfig};
 use crate::error::{ErrorKind, Result};
-use crate::linear::AdaptableLinear;
-use crate::target::Unmatched;
+use crate::frozen::{LayerKind, frozen};
+use crate::layer::{AdaptableLayer, Adaptation};
+use crate::target::{TargetModules, Unmatched};
 use crate::trainable::{ParameterCount, grouped};
 use crate::visit::VisitLora;
 
@@ -46,7 +46,10 @@ pub struct InjectReport {
 /// has an adapter already. All of it is checked before anything is attached.
 pub fn inject<M: Module + VisitLora>(model: M, config: &LoraConfig) -> Result<(M, InjectReport)> {
     let targets = resolve_targets(&model, config, Unmatched::IsError)?;
-    attach(model, targets, |config, layer| LoraAdapter::new(&layer.weight(), config))
+    attach(model, targets, |config, layer| {
+        LoraAdapter::grouped(&layer.weight(), layer.bias().as_ref(), layer.groups(), config)
+            .map(Adaptation::LowRank)
+    })
 }
 
 /// The targets of `config` in the model's order.
@@ -57,12 +60,15 @@ pub(crate) fn resolve_targets<M: VisitLora>(
 ) -> Result<Vec<(String, AdapterConfig)>> {
     let mut layers = Vec::new();
     model.visit_lora("", &mut |path, layer| layers.push((path.to_owned(), layer)));
+    if config.target_modules == TargetModules::AllLinear {
+        layers.retain(|(_, layer)| layer.kind() == LayerKind::Linear);
+    }
     let paths: Vec<&str> = layers.iter().map(|(path, _)| path.as_str()).collect();
     let selected = config.target_modules.select_with(&paths, model.output_layer(), unmatched)?;
 
     let mut targets = Vec::new();
     for ((path, layer), _) in layers.iter().zip(selected).filter(|(_, selected)| *selected) {
-        if layer.as_lora().is_some() {
+        if layer.adaptation().is_some() {
             return Err(ErrorKind::AlreadyAdapted { path: path.clone() }.into());
         }
         targets.push((path.clone(), config.resolve(path)?));
@@ -75,28 +81,28 @@ pub(crate) fn resolve_targets<M: VisitLora>(
 pub(crate) fn attach<M: Module + VisitLora>(
     model: M,
     targets: Vec<(String, AdapterConfig)>,
-    mut make: impl FnMut(&AdapterConfig, &AdaptableLinear) -> Result<LoraAdapter>,
+    mut make: impl FnMut(&AdapterConfig, &dyn AdaptableLayer) -> Result<Adaptation>,
 ) -> Result<(M, InjectReport)> {
-    // A parameter that was never read is a recipe, shared by the clones of the model: freezing it would
-    // freeze them too. Reading it first makes this model's value its own.
-    model.visit(&mut ReadAll);
-    let mut model = model.no_grad();
+    let mut model = frozen(model);
     let mut adapted = Vec::with_capacity(targets.len());
     let mut targets = targets.into_iter().peekable();
     let mut failure = None;
     model.visit_lora_mut("", &mut |path, layer| {
         let Some((_, config)) = targets.next_if(|(target, _)| target == path) else { return };
-        match make(&config, layer) {
-            Ok(adapter) => {
+        let made = make(&config, layer).and_then(|adaptation| {
+            let parameters = adaptation.num_parameters();
+            layer.attach(adaptation).map(|()| parameters)
+        });
+        match made {
+            Ok(parameters) => {
                 adapted.push(AdaptedLayer {
                     path: path.to_owned(),
                     dims: layer.dims(),
                     rank: config.rank,
                     alpha: config.alpha,
                     scaling: config.scaling(),
-                    parameters: adapter.num_parameters(),
+                    parameters,
                 });
-                layer.attach(adapter);
             }
             Err(error) => failure = failure.take().or(Some(error)),
         }
@@ -106,14 +112,6 @@ pub(crate) fn attach<M: Module + VisitLora>(
     }
     let parameters = ParameterCount::of(&model);
     Ok((model, InjectReport { adapted, parameters }))
-}
-
-struct ReadAll;
-
-impl ModuleVisitor for ReadAll {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let _ = param.val();
-    }
 }
 
 impl fmt::Display for InjectReport {

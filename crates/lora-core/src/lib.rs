@@ -25,30 +25,40 @@
 
 mod adapter;
 mod config;
+mod conv;
+mod embedding;
 mod error;
 mod frozen;
 mod init;
 mod inject;
+mod layer;
 mod linear;
 mod merge;
 mod ops;
 mod peft;
+mod replacement;
 mod scaling;
 mod target;
 mod trainable;
 mod visit;
 
 pub use adapter::LoraAdapter;
-pub use config::{AdapterConfig, LoraConfig};
+pub use config::{AdapterConfig, LoraConfig, TrainedBias};
+pub use conv::{
+    AdaptableConv1d, AdaptableConv2d, FrozenConv1d, FrozenConv2d, LoraConv1d, LoraConv2d,
+};
+pub use embedding::{AdaptableEmbedding, FrozenEmbedding, LoraEmbedding};
 pub use error::{Error, ErrorKind, Result};
-pub use frozen::FrozenLinear;
+pub use frozen::{FrozenLayer, FrozenLinear, LayerKind, Weights};
 pub use init::Init;
 pub use inject::{AdaptedLayer, InjectReport, inject};
+pub use layer::{Adaptable, AdaptableLayer, Adaptation, LoraLayer, ReplacedLayer, Rounding};
 pub use linear::{AdaptableLinear, LoraLinear};
-pub use merge::{merge, unmerge};
+pub use merge::{MergeReport, MergedLayer, merge, unmerge};
 pub use ops::lora_linear;
 pub use peft::{AdapterInfo, load_adapter, read_adapter_config, save_adapter, write_folder};
+pub use replacement::{Replacement, TokenRows};
 pub use scaling::Scaling;
 pub use target::TargetModules;
 pub use trainable::ParameterCount;
-pub use visit::{VisitLora, join_path};
+pub use visit::{VisitLayer, VisitLayerMut, VisitLora, join_path};

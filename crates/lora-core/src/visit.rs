@@ -1,6 +1,13 @@
 //! The one seam: a model shows its adaptable layers with their paths, in a stable order.
 
-use crate::linear::AdaptableLinear;
+use crate::frozen::FrozenLayer;
+use crate::layer::{Adaptable, AdaptableLayer};
+
+/// What is called for every layer, with its path.
+pub type VisitLayer<'v, 'a> = dyn FnMut(&str, &'a dyn AdaptableLayer) + 'v;
+
+/// The same, for layers that are changed in place.
+pub type VisitLayerMut<'v> = dyn FnMut(&str, &mut dyn AdaptableLayer) + 'v;
 
 /// A model, or a part of one, with adaptable linear layers.
 ///
@@ -9,10 +16,10 @@ use crate::linear::AdaptableLinear;
 /// `layers.0.self_attn.q_proj`. They are the names in target rules and in adapter files.
 pub trait VisitLora {
     /// Shows every adaptable layer; `path` is where `self` stands, empty for a whole model.
-    fn visit_lora<'a>(&'a self, path: &str, visit: &mut dyn FnMut(&str, &'a AdaptableLinear));
+    fn visit_lora<'a>(&'a self, path: &str, visit: &mut VisitLayer<'_, 'a>);
 
     /// Shows every adaptable layer, to be changed in place, in the same order.
-    fn visit_lora_mut(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut AdaptableLinear));
+    fn visit_lora_mut(&mut self, path: &str, visit: &mut VisitLayerMut<'_>);
 
     /// The path of the layer that makes the model's output, if it is adaptable; `AllLinear` leaves
     /// it out.
@@ -21,24 +28,24 @@ pub trait VisitLora {
     }
 }
 
-impl VisitLora for AdaptableLinear {
-    fn visit_lora<'a>(&'a self, path: &str, visit: &mut dyn FnMut(&str, &'a AdaptableLinear)) {
+impl<F: FrozenLayer> VisitLora for Adaptable<F> {
+    fn visit_lora<'a>(&'a self, path: &str, visit: &mut VisitLayer<'_, 'a>) {
         visit(path, self);
     }
 
-    fn visit_lora_mut(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut AdaptableLinear)) {
+    fn visit_lora_mut(&mut self, path: &str, visit: &mut VisitLayerMut<'_>) {
         visit(path, self);
     }
 }
 
 impl<T: VisitLora> VisitLora for Vec<T> {
-    fn visit_lora<'a>(&'a self, path: &str, visit: &mut dyn FnMut(&str, &'a AdaptableLinear)) {
+    fn visit_lora<'a>(&'a self, path: &str, visit: &mut VisitLayer<'_, 'a>) {
         for (index, part) in self.iter().enumerate() {
             part.visit_lora(&join_path(path, &index.to_string()), visit);
         }
     }
 
-    fn visit_lora_mut(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut AdaptableLinear)) {
+    fn visit_lora_mut(&mut self, path: &str, visit: &mut VisitLayerMut<'_>) {
         for (index, part) in self.iter_mut().enumerate() {
             part.visit_lora_mut(&join_path(path, &index.to_string()), visit);
         }
@@ -46,13 +53,13 @@ impl<T: VisitLora> VisitLora for Vec<T> {
 }
 
 impl<T: VisitLora> VisitLora for Option<T> {
-    fn visit_lora<'a>(&'a self, path: &str, visit: &mut dyn FnMut(&str, &'a AdaptableLinear)) {
+    fn visit_lora<'a>(&'a self, path: &str, visit: &mut VisitLayer<'_, 'a>) {
         if let Some(part) = self {
             part.visit_lora(path, visit);
         }
     }
 
-    fn visit_lora_mut(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut AdaptableLinear)) {
+    fn visit_lora_mut(&mut self, path: &str, visit: &mut VisitLayerMut<'_>) {
         if let Some(part) = self {
             part.visit_lora_mut(path, visit);
         }
@@ -76,7 +83,7 @@ macro_rules! impl_visit_lora {
             fn visit_lora<'a>(
                 &'a self,
                 path: &str,
-                visit: &mut dyn FnMut(&str, &'a $crate::AdaptableLinear),
+                visit: &mut $crate::VisitLayer<'_, 'a>,
             ) {
                 $($crate::VisitLora::visit_lora(
                     &self.$field,
@@ -88,7 +95,7 @@ macro_rules! impl_visit_lora {
             fn visit_lora_mut(
                 &mut self,
                 path: &str,
-                visit: &mut dyn FnMut(&str, &mut $crate::AdaptableLinear),
+                visit: &mut $crate::VisitLayerMut<'_>,
             ) {
                 $($crate::VisitLora::visit_lora_mut(
                     &mut self.$field,

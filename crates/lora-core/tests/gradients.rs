@@ -5,7 +5,7 @@ use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::{GradientsParams, SgdConfig};
 use burn::tensor::{DType, Device, Distribution, Tensor, TensorData, Tolerance};
-use lora_core::{AdapterConfig, ErrorKind, Init, LoraLinear, Scaling, lora_linear};
+use lora_core::{AdapterConfig, ErrorKind, Init, LoraConfig, LoraLinear, lora_linear};
 
 // Sizes that no mistake can hide behind: all unequal, alpha not rank.
 const ROWS: usize = 5;
@@ -172,6 +172,10 @@ fn linear(d_input: usize, d_output: usize) -> Linear {
 }
 
 /// A layer whose adapter is not at its starting point.
+fn plain(rank: usize, alpha: f64) -> AdapterConfig {
+    LoraConfig::new(rank, alpha).resolve("").unwrap()
+}
+
 fn trained_layer(dtype: DType) -> LoraLinear {
     let mut layer = linear(D_INPUT, D_OUTPUT);
     layer.weight = layer.weight.map(|weight| weight.without_autodiff().cast(dtype).autodiff());
@@ -194,8 +198,7 @@ fn bits<const D: usize>(tensor: Tensor<D>) -> Vec<u32> {
 fn a_new_layer_equals_its_base_to_the_bit() {
     let layer = linear(96, 160);
     for init in [Init::default(), Init::GaussianA { std: None }, Init::KaimingUniformA] {
-        let config =
-            AdapterConfig { rank: 8, alpha: 16.0, scaling: Scaling::default(), init, seed: 3 };
+        let config = AdapterConfig { init, seed: 3, ..plain(8, 16.0) };
         let adapted = LoraLinear::with_config(layer.clone(), &config).unwrap();
         let x = Tensor::<2>::random([70, 96], Distribution::Normal(0.0, 1.0), &device());
         assert_eq!(bits(adapted.forward(x.clone())), bits(layer.forward(x.clone())), "{init:?}");
@@ -286,7 +289,7 @@ fn a_merge_rounds_once_to_the_dtype_of_the_weight() {
     layer.adapter_mut().lora_a = Param::from_tensor(tensor(&[3.0], [1, 1], DType::F32));
     layer.adapter_mut().lora_b = Param::from_tensor(tensor(&updates, [1, columns], DType::F32));
     layer.merge().unwrap();
-    let merged = layer.merged().unwrap();
+    let merged = layer.merged().unwrap().weight.clone();
     assert_eq!(merged.dtype(), DType::BF16);
 
     let (mut once, mut twice) = (Vec::new(), Vec::new());
@@ -357,8 +360,7 @@ fn wrapping_does_not_freeze_a_clone_of_the_layer() {
 #[test]
 fn starting_values_have_the_stated_spread_and_follow_the_seed() {
     let draw = |init, seed| {
-        let config =
-            AdapterConfig { rank: 64, alpha: 64.0, scaling: Scaling::default(), init, seed };
+        let config = AdapterConfig { init, seed, ..plain(64, 64.0) };
         let layer = LoraLinear::with_config(linear(256, 512), &config).unwrap();
         (layer.adapter().lora_a.val(), layer.adapter().lora_b.val())
     };

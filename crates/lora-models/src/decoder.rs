@@ -1,9 +1,9 @@
 //! The decoder: embedding, blocks, norm, head.
 
 use burn::module::Module;
-use burn::nn::{Embedding, RmsNorm};
+use burn::nn::RmsNorm;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use lora_core::{AdaptableLinear, impl_visit_lora};
+use lora_core::{AdaptableEmbedding, AdaptableLinear, impl_visit_lora};
 
 use crate::attention::SeenKeyValues;
 use crate::block::Block;
@@ -28,12 +28,12 @@ impl_visit_lora!(Decoder { model, lm_head }, output = "lm_head");
 /// Everything but the head.
 #[derive(Module, Debug)]
 pub struct DecoderStack {
-    pub(crate) embed_tokens: Embedding, // [vocab, hidden]
+    pub(crate) embed_tokens: AdaptableEmbedding, // [vocab, hidden]
     pub(crate) layers: Vec<Block>,
     pub(crate) norm: RmsNorm,
 }
 
-impl_visit_lora!(DecoderStack { layers });
+impl_visit_lora!(DecoderStack { embed_tokens, layers });
 
 /// Keys and values of the positions that a decoder has seen, so that each new token costs one
 /// position only.
@@ -117,7 +117,7 @@ impl Decoder {
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         match &self.lm_head {
             Some(head) => head.forward(hidden),
-            None => hidden.matmul(self.model.embed_tokens.weight.val().transpose()),
+            None => self.model.embed_tokens.tied_logits(hidden),
         }
     }
 }

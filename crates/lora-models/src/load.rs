@@ -3,7 +3,7 @@
 use burn::module::Param;
 use burn::nn::{Embedding, Linear, RmsNorm};
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use lora_core::{AdaptableLinear, LoraLinear, VisitLora};
+use lora_core::{AdaptableLayer, AdaptableLinear, VisitLora, Weights};
 
 use crate::attention::Attention;
 use crate::block::Block;
@@ -35,7 +35,8 @@ impl Decoder {
         };
         Ok(Self {
             model: DecoderStack {
-                embed_tokens: Embedding { weight: Param::from_tensor(builder.tensor(EMBEDDING)?) },
+                embed_tokens: Embedding { weight: Param::from_tensor(builder.tensor(EMBEDDING)?) }
+                    .into(),
                 layers,
                 norm: builder.norm(NORM)?,
             },
@@ -47,17 +48,31 @@ impl Decoder {
     /// Every tensor under its Hugging Face name and in that layout, one after the other in the order of
     /// [`DecoderConfig::tensor_shapes`]: of a merged layer the merged weight, of one that has an
     /// adapter beside it the weight without.
+    ///
+    /// The tensors are those of [`saved_config`](Self::saved_config).
     pub fn named_tensors(&self) -> impl Iterator<Item = (String, HostTensor)> + '_ {
-        self.config.tensor_shapes().into_iter().map(|(name, shape)| {
+        self.saved_config().tensor_shapes().into_iter().map(|(name, shape)| {
             let data = self.host_tensor(&name);
             (name, HostTensor { shape, data })
         })
     }
 
+    /// The config of this decoder as it would be saved. A head that is tied to the embedding becomes
+    /// one of its own where a merged adapter changed the embedding and not the head.
+    pub fn saved_config(&self) -> DecoderConfig {
+        let mut config = self.config.clone();
+        let embedding = &self.model.embed_tokens;
+        let parted = embedding.is_merged()
+            && embedding.replacement().is_none_or(|replacement| replacement.weight.is_some());
+        config.tie_word_embeddings &= !parted;
+        config
+    }
+
     fn host_tensor(&self, name: &str) -> Vec<f32> {
         let norm = |norm: &RmsNorm| to_host(norm.gamma.val());
         match name {
-            EMBEDDING => return to_host(self.model.embed_tokens.weight.val()),
+            EMBEDDING => return to_host(acting_weights(&self.model.embed_tokens).weight),
+            HEAD if self.lm_head.is_none() => return to_host(self.model.embed_tokens.weight()),
             NORM => return norm(&self.model.norm),
             _ => {}
         }
@@ -73,17 +88,21 @@ impl Decoder {
         let mut values = None;
         self.visit_lora("", &mut |layer_path, layer| {
             if layer_path == path {
-                values = Some(match (kind, layer.bias()) {
+                let weights = acting_weights(layer);
+                values = Some(match (kind, weights.bias) {
                     ("bias", Some(bias)) => to_host(bias),
-                    _ => {
-                        let merged = layer.as_lora().and_then(LoraLinear::merged);
-                        to_host(merged.unwrap_or_else(|| layer.weight()).transpose())
-                    }
+                    _ => to_host(weights.weight.transpose()),
                 });
             }
         });
         values.expect("tensor_shapes names tensors of this decoder only")
     }
+}
+
+/// The weights that act where they are plain; the frozen ones beside an adapter.
+fn acting_weights(layer: &dyn AdaptableLayer) -> Weights {
+    let frozen = || Weights { weight: layer.weight(), bias: layer.bias() };
+    layer.plain_weights().unwrap_or_else(frozen)
 }
 
 fn to_host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {

@@ -16,6 +16,7 @@ use crate::adapter::{LoraAdapter, adapter_dtype};
 use crate::config::AdapterConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inject::{InjectReport, attach, resolve_targets};
+use crate::layer::Adaptation;
 use crate::target::Unmatched;
 use crate::visit::VisitLora;
 
@@ -46,10 +47,10 @@ pub fn load_adapter<M: Module + VisitLora>(
     let mut pairs = pairs.into_iter();
     attach(model, targets, |config, layer| {
         let weight = layer.weight();
-        let (device, dtype) = (weight.device(), adapter_dtype(&weight)?);
+        let (device, dtype) = (weight.device(), adapter_dtype(weight.dtype(), None)?);
         let (a, b) = pairs.next().expect("one pair was matched for each target");
         let [a, b] = [a, b].map(|matrix| matrix.into_tensor(&device, dtype));
-        Ok(LoraAdapter::from_tensors(a, b, config))
+        Ok(Adaptation::LowRank(LoraAdapter::unchecked(a, b, config.alpha, config.scaling)))
     })
 }
 

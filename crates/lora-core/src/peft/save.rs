@@ -50,7 +50,7 @@ pub fn save_adapter<M: VisitLora>(
 fn describe<M: VisitLora>(model: &M) -> Result<LoraConfig> {
     let mut layers: Vec<(String, Option<&LoraAdapter>)> = Vec::new();
     model.visit_lora("", &mut |path, layer| {
-        layers.push((path.to_owned(), layer.as_lora().map(|layer| layer.adapter())));
+        layers.push((path.to_owned(), layer.adapter()));
     });
     let adapted: Vec<(&str, &LoraAdapter)> =
         layers.iter().filter_map(|(path, adapter)| Some((path.as_str(), (*adapter)?))).collect();
@@ -115,11 +115,11 @@ fn tensors<M: VisitLora>(model: &M) -> Result<Vec<NamedBytes>> {
     let mut tensors = Vec::new();
     let mut failure = None;
     model.visit_lora("", &mut |path, layer| {
-        let Some(layer) = layer.as_lora() else { return };
+        let Some(adapter) = layer.adapter() else { return };
         for factor in Factor::BOTH {
             let tensor = match factor {
-                Factor::A => layer.adapter().lora_a.val(),
-                Factor::B => layer.adapter().lora_b.val(),
+                Factor::A => adapter.lora_a.val(),
+                Factor::B => adapter.lora_b.val(),
             };
             let (key, shape, values) = in_torch_layout(key(path, factor), tensor);
             if values.iter().any(|value| !value.is_finite()) {

@@ -64,7 +64,7 @@ pub fn save_folder(
 ) -> Result<()> {
     let mut beside = None;
     decoder.visit_lora("", &mut |path, layer| {
-        if layer.as_lora().is_some_and(|layer| !layer.is_merged()) {
+        if layer.plain_weights().is_none() {
             beside.get_or_insert_with(|| path.to_owned());
         }
     });
@@ -88,8 +88,9 @@ pub fn save_folder(
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let weights = safetensors::serialize(views, Some(metadata))
         .expect("names are distinct and lengths fit their shapes");
-    let config = serde_json::to_string_pretty(&config_to_json(decoder.config(), dtype.name()))
-        .expect("a value of strings and numbers is always JSON");
+    let config =
+        serde_json::to_string_pretty(&config_to_json(&decoder.saved_config(), dtype.name()))
+            .expect("a value of strings and numbers is always JSON");
 
     let mut files: Vec<(&str, &[u8])> =
         vec![(WEIGHTS_FILE, &weights), (CONFIG_FILE, config.as_bytes())];

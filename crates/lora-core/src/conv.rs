@@ -1,0 +1,391 @@
+//! Convolutions with a low-rank adapter.
+
+use burn::module::{Module, Param, ParamId};
+use burn::nn::conv::{Conv1d, Conv2d};
+use burn::tensor::Tensor;
+use burn::tensor::module::{conv1d, conv2d};
+use burn::tensor::ops::ConvOptions;
+
+use crate::adapter::LoraAdapter;
+use crate::config::{AdapterConfig, LoraConfig};
+use crate::error::Result;
+use crate::frozen::{FrozenLayer, LayerKind, Weights, frozen, frozen_param};
+use crate::init::fresh_seed;
+use crate::layer::{Adaptable, LoraLayer};
+
+/// A convolution over one axis that never trains.
+///
+/// # Shapes
+/// - input `[batch, channels_in, length]`, output `[batch, channels_out, length_out]`
+#[derive(Module, Debug)]
+pub struct FrozenConv1d {
+    layer: Conv1d,
+}
+
+/// A convolution over two axes that never trains.
+///
+/// # Shapes
+/// - input `[batch, channels_in, height, width]`, output `[batch, channels_out, height_out, width_out]`
+#[derive(Module, Debug)]
+pub struct FrozenConv2d {
+    layer: Conv2d,
+}
+
+/// What the convolutions share; D is 2 more than the axes of the kernel.
+trait Convolution<const D: usize>: FrozenLayer {
+    /// The convolution of this layer with another weight, `[channels_out, channels_in / groups,
+    /// kernel...]`.
+    fn convolve(
+        &self,
+        input: Tensor<D>,
+        weight: Tensor<D>,
+        bias: Option<Tensor<1>>,
+        groups: usize,
+    ) -> Tensor<D>;
+
+    /// A convolution whose kernel is one point, `[channels_out, channels_in / groups, 1...]`.
+    fn pointwise(input: Tensor<D>, weight: Tensor<D>, groups: usize) -> Tensor<D>;
+
+    /// The weight matrix `[channels_in × kernel, channels_out]` as a kernel of this layer's size.
+    fn kernel(&self, matrix: Tensor<2>) -> Tensor<D> {
+        let mut shape = [1; D];
+        shape.copy_from_slice(&self.shape());
+        let kernel: usize = shape[2..].iter().product();
+        let [d_input, channels_out] = matrix.dims();
+        shape[0] = channels_out;
+        shape[1] = d_input / kernel;
+        matrix.transpose().reshape(shape)
+    }
+
+    /// The layer with its weight and bias as given, in matrix form.
+    fn apply(&self, input: Tensor<D>, weights: Weights) -> Tensor<D> {
+        self.convolve(input, self.kernel(weights.weight), weights.bias, self.groups())
+    }
+}
+
+/// `[channels_in, channels_out]` as a kernel of one point.
+fn point<const D: usize>(matrix: Tensor<2>) -> Tensor<D> {
+    let [channels_in, channels_out] = matrix.dims();
+    let mut shape = [1; D];
+    shape[0] = channels_out;
+    shape[1] = channels_in;
+    matrix.transpose().reshape(shape)
+}
+
+/// A value for each channel, as it stands beside an output.
+fn for_channels<const D: usize>(values: Tensor<1>) -> Tensor<D> {
+    let mut shape = [1; D];
+    shape[1] = values.dims()[0];
+    values.reshape(shape)
+}
+
+/// W as a matrix `[channels_in / groups × kernel, channels_out]`.
+fn matrix<const D: usize>(weight: Tensor<D>) -> Tensor<2> {
+    let dims = weight.dims();
+    let d_input: usize = dims[1..].iter().product();
+    weight.reshape([dims[0], d_input]).transpose()
+}
+
+/// A tensor in the place of a parameter for one call, as it is: with the gradient that it has.
+fn passing<const D: usize>(tensor: Tensor<D>) -> Param<Tensor<D>> {
+    Param::initialized(ParamId::new(), tensor)
+}
+
+fn forward<const D: usize, F: Convolution<D>>(layer: &LoraLayer<F>, input: Tensor<D>) -> Tensor<D> {
+    let base = &layer.base;
+    let own = Weights { weight: base.weight(), bias: base.bias() };
+    if !layer.is_enabled() {
+        return base.apply(input, own);
+    }
+    if let Some(merged) = layer.merged() {
+        return base.apply(input, merged.clone());
+    }
+    let (a, b, scaling) = layer.factors();
+    let dropped = layer.adapter.dropped(&input).unwrap_or_else(|| input.clone());
+    let down = base.convolve(dropped, base.kernel(a), None, 1).mul_scalar(scaling);
+    let down = match &layer.rows {
+        Some(rows) => {
+            let [batch, rank] = rows.dims();
+            let mut shape = [1; D];
+            shape[..2].copy_from_slice(&[batch, rank]);
+            down * rows.clone().reshape(shape)
+        }
+        None => down,
+    };
+    let frozen = base.apply(input, Weights { bias: None, ..own });
+    let output = frozen + F::pointwise(down, point(b), base.groups());
+    let output = match layer.column_scale() {
+        Some(scale) => output * for_channels(scale),
+        None => output,
+    };
+    match layer.output_bias() {
+        Some(bias) => output + for_channels(bias),
+        None => output,
+    }
+}
+
+/// A new adapter for a convolution.
+fn adapter<F: FrozenLayer>(base: &F, config: &AdapterConfig) -> Result<LoraAdapter> {
+    LoraAdapter::grouped(&base.weight(), base.bias().as_ref(), base.groups(), config)
+}
+
+fn config_for(rank: usize, alpha: f64) -> Result<AdapterConfig> {
+    LoraConfig { seed: fresh_seed(), ..LoraConfig::new(rank, alpha) }.resolve("")
+}
+
+impl FrozenLayer for FrozenConv1d {
+    type Plain = Conv1d;
+
+    const KIND: LayerKind = LayerKind::Conv1d;
+
+    fn from_plain(layer: Conv1d) -> Self {
+        Self { layer: frozen(layer) }
+    }
+
+    fn into_plain(self) -> Conv1d {
+        self.layer.set_require_grad(true)
+    }
+
+    fn weight(&self) -> Tensor<2> {
+        matrix(self.layer.weight.val())
+    }
+
+    fn bias(&self) -> Option<Tensor<1>> {
+        self.layer.bias.as_ref().map(|bias| bias.val())
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        self.layer.weight.dims().to_vec()
+    }
+
+    fn groups(&self) -> usize {
+        self.layer.groups
+    }
+
+    fn with(self, weights: Weights) -> Self {
+        let weight = frozen_param(self.kernel(weights.weight));
+        let bias = weights.bias.map(frozen_param);
+        Self { layer: Conv1d { weight, bias, ..self.layer } }
+    }
+}
+
+impl Convolution<3> for FrozenConv1d {
+    fn convolve(
+        &self,
+        input: Tensor<3>,
+        weight: Tensor<3>,
+        bias: Option<Tensor<1>>,
+        groups: usize,
+    ) -> Tensor<3> {
+        let (weight, bias) = (passing(weight), bias.map(passing));
+        Conv1d { weight, bias, groups, ..self.layer.clone() }.forward(input)
+    }
+
+    fn pointwise(input: Tensor<3>, weight: Tensor<3>, groups: usize) -> Tensor<3> {
+        conv1d(input, weight, None, ConvOptions::new([1], [0], [1], groups))
+    }
+}
+
+impl FrozenLayer for FrozenConv2d {
+    type Plain = Conv2d;
+
+    const KIND: LayerKind = LayerKind::Conv2d;
+
+    fn from_plain(layer: Conv2d) -> Self {
+        Self { layer: frozen(layer) }
+    }
+
+    fn into_plain(self) -> Conv2d {
+        self.layer.set_require_grad(true)
+    }
+
+    fn weight(&self) -> Tensor<2> {
+        matrix(self.layer.weight.val())
+    }
+
+    fn bias(&self) -> Option<Tensor<1>> {
+        self.layer.bias.as_ref().map(|bias| bias.val())
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        self.layer.weight.dims().to_vec()
+    }
+
+    fn groups(&self) -> usize {
+        self.layer.groups
+    }
+
+    fn with(self, weights: Weights) -> Self {
+        let weight = frozen_param(self.kernel(weights.weight));
+        let bias = weights.bias.map(frozen_param);
+        Self { layer: Conv2d { weight, bias, ..self.layer } }
+    }
+}
+
+impl Convolution<4> for FrozenConv2d {
+    fn convolve(
+        &self,
+        input: Tensor<4>,
+        weight: Tensor<4>,
+        bias: Option<Tensor<1>>,
+        groups: usize,
+    ) -> Tensor<4> {
+        let (weight, bias) = (passing(weight), bias.map(passing));
+        Conv2d { weight, bias, groups, ..self.layer.clone() }.forward(input)
+    }
+
+    fn pointwise(input: Tensor<4>, weight: Tensor<4>, groups: usize) -> Tensor<4> {
+        conv2d(input, weight, None, ConvOptions::new([1, 1], [0, 0], [1, 1], groups))
+    }
+}
+
+/// A frozen convolution over one axis with a trainable low-rank update.
+///
+/// y = conv(x, W) + b + scaling conv₁(conv(x, A), B): A is a convolution like the layer's own into
+/// `rank` channels, B one of a single point. Their product is an update of W.
+///
+/// # Shapes
+/// - input `[batch, channels_in, length]`, output `[batch, channels_out, length_out]`
+/// - A `[channels_in × kernel, rank]` (down), B `[rank, channels_out]` (up); for a grouped
+///   convolution, B `[rank / groups, channels_out]`, and such a layer cannot be merged: A sees the
+///   channels of all groups, as in PEFT
+///
+/// Source: "LoRA", [arXiv:2106.09685](https://arxiv.org/abs/2106.09685); PEFT's `Conv1d`, but with the
+/// dilation of the layer, which PEFT leaves out.
+pub type LoraConv1d = LoraLayer<FrozenConv1d>;
+
+impl LoraLayer<FrozenConv1d> {
+    /// Wraps a convolution: freezes it and adds a new adapter with scaling alpha / rank.
+    ///
+    /// # Errors
+    /// As [`LoraLinear::wrap`](crate::LoraLinear::wrap), and for a grouped convolution when the groups
+    /// do not divide the rank.
+    pub fn wrap(layer: Conv1d, rank: usize, alpha: f64) -> Result<Self> {
+        Self::with_config(layer, &config_for(rank, alpha)?)
+    }
+
+    /// Wraps a convolution with an adapter as `config` says.
+    ///
+    /// # Errors
+    /// As [`wrap`](Self::wrap); for a grouped convolution also with DoRA, and with starting values
+    /// whose product is not zero.
+    pub fn with_config(layer: Conv1d, config: &AdapterConfig) -> Result<Self> {
+        let base = FrozenConv1d::from_plain(layer);
+        let adapter = adapter(&base, config)?;
+        Ok(Self::over(base, adapter))
+    }
+
+    /// The adapted convolution.
+    ///
+    /// # Panics
+    /// When the input has other channels than the layer.
+    pub fn forward(&self, input: Tensor<3>) -> Tensor<3> {
+        forward(self, input)
+    }
+}
+
+/// A frozen convolution over two axes with a trainable low-rank update.
+///
+/// y = conv(x, W) + b + scaling conv₁(conv(x, A), B): A is a convolution like the layer's own into
+/// `rank` channels, B one of a single point. Their product is an update of W.
+///
+/// # Shapes
+/// - input `[batch, channels_in, height, width]`, output `[batch, channels_out, height_out, width_out]`
+/// - A `[channels_in × kernel, rank]` (down), B `[rank, channels_out]` (up); for a grouped
+///   convolution, B `[rank / groups, channels_out]`, and such a layer cannot be merged: A sees the
+///   channels of all groups, as in PEFT
+///
+/// # Example
+/// ```
+/// # #[cfg(feature = "flex")] {
+/// use burn::nn::conv::Conv2dConfig;
+/// use burn::tensor::{Device, Tensor};
+/// use lora_core::LoraConv2d;
+///
+/// let device = Device::flex().autodiff();
+/// let layer = LoraConv2d::wrap(Conv2dConfig::new([3, 8], [3, 3]).init(&device), 2, 4.0)?;
+/// assert_eq!(layer.adapter().lora_a.dims(), [3 * 3 * 3, 2]);
+/// assert_eq!(layer.forward(Tensor::ones([1, 3, 10, 10], &device)).dims(), [1, 8, 8, 8]);
+/// # }
+/// # Ok::<(), lora_core::Error>(())
+/// ```
+///
+/// Source: "LoRA", [arXiv:2106.09685](https://arxiv.org/abs/2106.09685); PEFT's `Conv2d`, but with the
+/// dilation of the layer, which PEFT leaves out.
+pub type LoraConv2d = LoraLayer<FrozenConv2d>;
+
+impl LoraLayer<FrozenConv2d> {
+    /// Wraps a convolution: freezes it and adds a new adapter with scaling alpha / rank.
+    ///
+    /// # Errors
+    /// As [`LoraConv1d::wrap`].
+    pub fn wrap(layer: Conv2d, rank: usize, alpha: f64) -> Result<Self> {
+        Self::with_config(layer, &config_for(rank, alpha)?)
+    }
+
+    /// Wraps a convolution with an adapter as `config` says.
+    ///
+    /// # Errors
+    /// As [`LoraConv1d::with_config`].
+    pub fn with_config(layer: Conv2d, config: &AdapterConfig) -> Result<Self> {
+        let base = FrozenConv2d::from_plain(layer);
+        let adapter = adapter(&base, config)?;
+        Ok(Self::over(base, adapter))
+    }
+
+    /// The adapted convolution.
+    ///
+    /// # Panics
+    /// When the input has other channels than the layer.
+    pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
+        forward(self, input)
+    }
+}
+
+/// A model's field for a [`Conv1d`] that may be adapted later.
+pub type AdaptableConv1d = Adaptable<FrozenConv1d>;
+
+/// A model's field for a [`Conv2d`] that may be adapted later.
+pub type AdaptableConv2d = Adaptable<FrozenConv2d>;
+
+impl From<Conv1d> for Adaptable<FrozenConv1d> {
+    fn from(layer: Conv1d) -> Self {
+        Self::Dense(layer)
+    }
+}
+
+impl From<Conv2d> for Adaptable<FrozenConv2d> {
+    fn from(layer: Conv2d) -> Self {
+        Self::Dense(layer)
+    }
+}
+
+impl Adaptable<FrozenConv1d> {
+    /// The convolution, `[batch, channels_in, length]` to `[batch, channels_out, length_out]`, with
+    /// what adapts it.
+    ///
+    /// # Panics
+    /// When the input has other channels than the layer.
+    pub fn forward(&self, input: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Dense(layer) => layer.forward(input),
+            Self::Lora(layer) => layer.forward(input),
+            Self::Replaced(layer) => layer.base.apply(input, layer.weights()),
+        }
+    }
+}
+
+impl Adaptable<FrozenConv2d> {
+    /// The convolution, `[batch, channels_in, height, width]` to `[batch, channels_out, height_out,
+    /// width_out]`, with what adapts it.
+    ///
+    /// # Panics
+    /// When the input has other channels than the layer.
+    pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
+        match self {
+            Self::Dense(layer) => layer.forward(input),
+            Self::Lora(layer) => layer.forward(input),
+            Self::Replaced(layer) => layer.base.apply(input, layer.weights()),
+        }
+    }
+}

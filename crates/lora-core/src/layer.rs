@@ -1,0 +1,558 @@
+//! A frozen layer of any kind with what adapts it, and the slot that a model keeps for it.
+
+use burn::module::Module;
+use burn::tensor::{DType, Tensor};
+
+use crate::adapter::{LoraAdapter, column_squares, in_dtype, in_full};
+use crate::error::{Error, ErrorKind, Result};
+use crate::frozen::{FrozenLayer, LayerKind, Weights};
+use crate::replacement::Replacement;
+
+/// A frozen layer with a trainable low-rank update; [`LoraLinear`](crate::LoraLinear),
+/// [`LoraEmbedding`](crate::LoraEmbedding), [`LoraConv1d`](crate::LoraConv1d) and
+/// [`LoraConv2d`](crate::LoraConv2d) are its kinds.
+#[derive(Module, Debug)]
+pub struct LoraLayer<F: FrozenLayer> {
+    pub(crate) base: F,
+    pub(crate) adapter: LoraAdapter,
+    squares: Option<Tensor<1>>, // with DoRA: the squared norms of W's columns, [d_output]
+    merged: Option<Weights>,    // the adapted weights, while merged
+    pub(crate) rows: Option<Tensor<2>>, // for mixed batches: which ranks count for a row, [batch, rank]
+    #[module(skip)]
+    enabled: bool,
+}
+
+impl<F: FrozenLayer> LoraLayer<F> {
+    pub(crate) fn from_parts(layer: F::Plain, adapter: LoraAdapter) -> Self {
+        Self::over(F::from_plain(layer), adapter)
+    }
+
+    pub(crate) fn over(base: F, adapter: LoraAdapter) -> Self {
+        let squares =
+            adapter.magnitude.is_some().then(|| column_squares(&base.weight().without_autodiff()));
+        Self { base, adapter, squares, merged: None, rows: None, enabled: true }
+    }
+
+    /// The frozen layer.
+    pub fn base(&self) -> &F {
+        &self.base
+    }
+
+    /// What trains.
+    pub fn adapter(&self) -> &LoraAdapter {
+        &self.adapter
+    }
+
+    /// What trains, to be changed in place. While the layer is merged, a change shows only after it
+    /// has been unmerged.
+    pub fn adapter_mut(&mut self) -> &mut LoraAdapter {
+        &mut self.adapter
+    }
+
+    /// The adapted weight and bias, while the layer is merged.
+    pub fn merged(&self) -> Option<&Weights> {
+        self.merged.as_ref()
+    }
+
+    /// Whether the adapter is folded into the weight at the moment.
+    pub fn is_merged(&self) -> bool {
+        self.merged.is_some()
+    }
+
+    /// Whether the adapter acts; else the layer is its base.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    /// Lets the adapter act or not.
+    pub fn set_enabled(&mut self, enabled: bool) {
+        self.enabled = enabled;
+    }
+
+    /// Folds the adapter into the weight: computed in f32 (f64 for an f64 adapter), rounded once to the
+    /// weight's dtype.
+    ///
+    /// The base's weight is kept, so that [`unmerge`](Self::unmerge) gives back its very bits; while
+    /// merged, this layer's weights take twice the memory.
+    ///
+    /// # Errors
+    /// When the layer is merged already, is a grouped convolution, or a merged weight would be NaN or
+    /// infinite; then nothing has changed.
+    pub fn merge(&mut self) -> Result<Rounding> {
+        let (weights, rounding) = self.merged_weights("")?;
+        self.merged = Some(weights);
+        Ok(rounding)
+    }
+
+    /// Takes the adapter out of the weight again.
+    ///
+    /// # Errors
+    /// When the layer is not merged.
+    pub fn unmerge(&mut self) -> Result<()> {
+        match self.merged.take() {
+            Some(_) => Ok(()),
+            None => Err(ErrorKind::NotMerged { path: String::new() }.into()),
+        }
+    }
+
+    /// A plain layer with the adapted weight; the base's weight is dropped.
+    ///
+    /// # Errors
+    /// When a merged weight would be NaN or infinite, or the layer is a grouped convolution.
+    pub fn into_merged(self) -> Result<F::Plain> {
+        let weights = match self.merged {
+            Some(weights) => weights,
+            None => self.merged_weights("")?.0,
+        };
+        let device = self.base.weight().device();
+        Ok(self.base.with(weights.on(&device)).into_plain())
+    }
+
+    /// The plain layer without the adapter.
+    pub fn into_base(self) -> F::Plain {
+        self.base.into_plain()
+    }
+
+    /// W + scaling A·B (its columns at DoRA's norms) and the bias, in the dtype of W; `path` names
+    /// the layer in errors.
+    pub(crate) fn merged_weights(&self, path: &str) -> Result<(Weights, Rounding)> {
+        if self.is_merged() {
+            return Err(ErrorKind::AlreadyMerged { path: path.to_owned() }.into());
+        }
+        if self.base.groups() > 1 {
+            return Err(ErrorKind::GroupedConvolution { path: path.to_owned() }.into());
+        }
+        let base = self.base.weight().without_autodiff();
+        let dtype = base.dtype();
+        let delta = self.adapter.delta_weight();
+        let computed = if dtype == DType::F64 { dtype } else { delta.dtype() };
+        let full = in_dtype(base.clone(), computed) + in_dtype(delta, computed);
+        let scale =
+            self.squares.as_ref().and_then(|squares| self.adapter.column_scale(&base, squares));
+        let full = match scale {
+            Some(scale) => full * in_dtype(scale.without_autodiff(), computed).unsqueeze(),
+            None => full,
+        };
+        let bias = self.base.bias().map(|bias| in_dtype(bias.without_autodiff(), computed));
+        let bias = self.adapter.output_bias(bias, computed);
+        let bias = bias.map(|bias| in_dtype(bias.without_autodiff(), dtype));
+        let weight = in_dtype(full.clone(), dtype);
+        // Checked after the rounding: a sum that is finite in f32 may not be in f16.
+        let finite = |bias: &Tensor<1>| bias.clone().is_finite().all().into_scalar::<bool>();
+        if !weight.clone().is_finite().all().into_scalar::<bool>() || !bias.iter().all(finite) {
+            return Err(ErrorKind::NonFinite { path: path.to_owned() }.into());
+        }
+        let rounding = Rounding::between(&base, full, &weight);
+        Ok((Weights { weight, bias }, rounding))
+    }
+
+    pub(crate) fn set_merged(&mut self, weights: Option<Weights>) {
+        self.merged = weights;
+    }
+
+    /// DoRA's factor on each column, where the adapter has one, in the dtype of W.
+    pub(crate) fn column_scale(&self) -> Option<Tensor<1>> {
+        let weight = self.base.weight();
+        let scale = self.adapter.column_scale(&weight, self.squares.as_ref()?)?;
+        Some(in_dtype(scale, weight.dtype()))
+    }
+
+    /// The bias of the output.
+    pub(crate) fn output_bias(&self) -> Option<Tensor<1>> {
+        self.adapter.output_bias(self.base.bias(), self.base.weight().dtype())
+    }
+
+    /// A, B and their factor as the products need them: beside a half-precision weight, an f32 adapter
+    /// is rounded for the products only.
+    pub(crate) fn factors(&self) -> (Tensor<2>, Tensor<2>, f64) {
+        let dtype = self.base.weight().dtype();
+        let (a, b) = self.adapter.factors();
+        (in_dtype(a, dtype), in_dtype(b, dtype), self.adapter.scaling())
+    }
+}
+
+impl Weights {
+    pub(crate) fn on(self, device: &burn::tensor::Device) -> Self {
+        use crate::adapter::on;
+        Self { weight: on(self.weight, device), bias: self.bias.map(|bias| on(bias, device)) }
+    }
+}
+
+/// What one rounding to a weight's dtype cost a merge. All of it is 0 where the merge is computed in
+/// the weight's own dtype.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Rounding {
+    /// The largest change of one weight by the rounding.
+    pub largest: f64,
+    /// The mean change.
+    pub mean: f64,
+    /// The share of the update that was lost: the norm of the changes over the norm of the update
+    /// (Frobenius).
+    pub lost: f64,
+}
+
+impl Rounding {
+    fn between(base: &Tensor<2>, exact: Tensor<2>, rounded: &Tensor<2>) -> Self {
+        if exact.dtype() == rounded.dtype() {
+            return Self::default();
+        }
+        let norm = |tensor: Tensor<2>| tensor.square().sum().sqrt().into_scalar::<f64>();
+        let error = in_dtype(rounded.clone(), exact.dtype()) - exact.clone();
+        let update = norm(exact - in_full(base.clone()));
+        let absolute = error.clone().abs();
+        Self {
+            largest: absolute.clone().max().into_scalar::<f64>(),
+            mean: absolute.mean().into_scalar::<f64>(),
+            lost: if update == 0.0 { 0.0 } else { norm(error) / update },
+        }
+    }
+}
+
+/// A frozen layer with trainable copies of some of its values beside it.
+#[derive(Module, Debug)]
+pub struct ReplacedLayer<F: FrozenLayer> {
+    pub(crate) base: F,
+    pub(crate) replacement: Replacement,
+    #[module(skip)]
+    enabled: bool,
+    #[module(skip)]
+    merged: bool,
+}
+
+impl<F: FrozenLayer> ReplacedLayer<F> {
+    /// The frozen layer.
+    pub fn base(&self) -> &F {
+        &self.base
+    }
+
+    /// What trains.
+    pub fn replacement(&self) -> &Replacement {
+        &self.replacement
+    }
+
+    /// The weight that acts, with the gradient where it trains.
+    pub(crate) fn weight(&self) -> Tensor<2> {
+        let own = self.base.weight();
+        match &self.replacement.weight {
+            Some(weight) if self.enabled => in_dtype(weight.val(), own.dtype()),
+            _ => own,
+        }
+    }
+
+    /// The bias that acts.
+    pub(crate) fn bias(&self) -> Option<Tensor<1>> {
+        match &self.replacement.bias {
+            Some(bias) if self.enabled => Some(in_dtype(bias.val(), self.base.weight().dtype())),
+            _ => self.base.bias(),
+        }
+    }
+
+    /// Weight and bias that act.
+    pub(crate) fn weights(&self) -> Weights {
+        Weights { weight: self.weight(), bias: self.bias() }
+    }
+
+    /// The rows that act.
+    pub(crate) fn tokens(&self) -> Option<&crate::replacement::TokenRows> {
+        self.replacement.tokens.as_ref().filter(|_| self.enabled)
+    }
+}
+
+/// A model's field for a layer that may be adapted later: [`AdaptableLinear`](crate::AdaptableLinear),
+/// [`AdaptableEmbedding`](crate::AdaptableEmbedding),
+/// [`AdaptableConv1d`](crate::AdaptableConv1d), [`AdaptableConv2d`](crate::AdaptableConv2d).
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // a few hundred bytes a layer, beside its weights
+pub enum Adaptable<F: FrozenLayer> {
+    /// A plain layer.
+    Dense(F::Plain),
+    /// A frozen layer with a low-rank adapter.
+    Lora(LoraLayer<F>),
+    /// A frozen layer with trainable copies of some of its values.
+    Replaced(ReplacedLayer<F>),
+}
+
+impl<F: FrozenLayer> From<LoraLayer<F>> for Adaptable<F> {
+    fn from(layer: LoraLayer<F>) -> Self {
+        Self::Lora(layer)
+    }
+}
+
+impl<F: FrozenLayer> Adaptable<F> {
+    /// The layer with its adapter, where it has one.
+    pub fn as_lora(&self) -> Option<&LoraLayer<F>> {
+        match self {
+            Self::Lora(layer) => Some(layer),
+            _ => None,
+        }
+    }
+
+    /// The layer with its adapter, to be changed in place.
+    pub fn as_lora_mut(&mut self) -> Option<&mut LoraLayer<F>> {
+        match self {
+            Self::Lora(layer) => Some(layer),
+            _ => None,
+        }
+    }
+
+    /// The frozen form of the layer, whatever stands beside it: handles, no copies.
+    fn frozen(&self) -> F {
+        match self {
+            Self::Dense(layer) => F::from_plain(layer.clone()),
+            Self::Lora(layer) => layer.base.clone(),
+            Self::Replaced(layer) => layer.base.clone(),
+        }
+    }
+}
+
+/// What adapts a layer: the one thing that is attached, taken off, saved and loaded.
+#[derive(Debug, Clone)]
+#[allow(clippy::large_enum_variant)] // handles
+pub enum Adaptation {
+    /// A low-rank update.
+    LowRank(LoraAdapter),
+    /// Trainable copies of some of the layer's values.
+    Replacement(Replacement),
+}
+
+impl Adaptation {
+    /// Values that train.
+    pub fn num_parameters(&self) -> usize {
+        match self {
+            Self::LowRank(adapter) => adapter.num_parameters(),
+            Self::Replacement(replacement) => replacement.num_parameters(),
+        }
+    }
+}
+
+/// A layer of any kind in its slot, as [`VisitLora`](crate::VisitLora) shows it. Implemented by
+/// [`Adaptable`] only.
+pub trait AdaptableLayer: private::Sealed {
+    /// The kind.
+    fn kind(&self) -> LayerKind;
+
+    /// The weight's own shape, in its own order of axes.
+    fn shape(&self) -> Vec<usize>;
+
+    /// The groups of a convolution's channels; 1 elsewhere.
+    fn groups(&self) -> usize;
+
+    /// W as a matrix `[d_input, d_output]`, without what adapts it.
+    fn weight(&self) -> Tensor<2>;
+
+    /// b, `[d_output]`, where the layer has one, without what adapts it.
+    fn bias(&self) -> Option<Tensor<1>>;
+
+    /// `[d_input, d_output]` of the matrix.
+    fn dims(&self) -> [usize; 2] {
+        self.weight().dims()
+    }
+
+    /// What adapts it, as handles.
+    fn adaptation(&self) -> Option<Adaptation>;
+
+    /// The low-rank adapter, where it has one.
+    fn adapter(&self) -> Option<&LoraAdapter>;
+
+    /// The low-rank adapter, to be changed in place.
+    fn adapter_mut(&mut self) -> Option<&mut LoraAdapter>;
+
+    /// The trainable copies, where it has some.
+    fn replacement(&self) -> Option<&Replacement>;
+
+    /// Whether what adapts it is folded into the weight.
+    fn is_merged(&self) -> bool;
+
+    /// Whether what adapts it acts.
+    fn is_enabled(&self) -> bool;
+
+    /// Lets what adapts it act or not; nothing where nothing does.
+    fn set_enabled(&mut self, enabled: bool);
+
+    /// The weight and bias as they act at the moment: the merged ones where it is merged; else `None`
+    /// where something not merged acts.
+    fn plain_weights(&self) -> Option<Weights>;
+
+    /// Freezes the layer and puts `adaptation` beside it.
+    ///
+    /// # Errors
+    /// When something adapts it already, or the shapes do not fit.
+    fn attach(&mut self, adaptation: Adaptation) -> Result<()>;
+
+    /// Takes off what adapts it. The layer stays frozen.
+    fn detach(&mut self) -> Option<Adaptation>;
+}
+
+pub(crate) mod private {
+    use super::*;
+
+    /// What only this crate does with a slot.
+    pub trait Sealed {
+        fn merged_weights(&self, path: &str) -> Result<Option<(Weights, Rounding)>>;
+        fn set_merged(&mut self, weights: Option<Weights>);
+        fn set_rows(&mut self, rows: Option<Tensor<2>>);
+        fn copy_of_layer(&self) -> Replacement;
+        fn frozen_squares(&self) -> Tensor<1>;
+    }
+}
+
+impl<F: FrozenLayer> private::Sealed for Adaptable<F> {
+    fn merged_weights(&self, path: &str) -> Result<Option<(Weights, Rounding)>> {
+        match self {
+            Self::Dense(_) => Ok(None),
+            Self::Lora(layer) => layer.merged_weights(path).map(Some),
+            Self::Replaced(layer) if layer.merged => {
+                Err(ErrorKind::AlreadyMerged { path: path.to_owned() }.into())
+            }
+            Self::Replaced(layer) => {
+                Ok(Some((layer.replacement.weights(&layer.base), Rounding::default())))
+            }
+        }
+    }
+
+    fn set_merged(&mut self, weights: Option<Weights>) {
+        match self {
+            Self::Dense(_) => {}
+            Self::Lora(layer) => layer.set_merged(weights),
+            Self::Replaced(layer) => layer.merged = weights.is_some(),
+        }
+    }
+
+    fn set_rows(&mut self, rows: Option<Tensor<2>>) {
+        if let Self::Lora(layer) = self {
+            layer.rows = rows;
+        }
+    }
+
+    fn copy_of_layer(&self) -> Replacement {
+        Replacement::of_layer(&self.frozen())
+    }
+
+    fn frozen_squares(&self) -> Tensor<1> {
+        column_squares(&self.frozen().weight().without_autodiff())
+    }
+}
+
+impl<F: FrozenLayer> AdaptableLayer for Adaptable<F> {
+    fn kind(&self) -> LayerKind {
+        F::KIND
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        self.frozen().shape()
+    }
+
+    fn groups(&self) -> usize {
+        self.frozen().groups()
+    }
+
+    fn weight(&self) -> Tensor<2> {
+        self.frozen().weight()
+    }
+
+    fn bias(&self) -> Option<Tensor<1>> {
+        self.frozen().bias()
+    }
+
+    fn adaptation(&self) -> Option<Adaptation> {
+        match self {
+            Self::Dense(_) => None,
+            Self::Lora(layer) => Some(Adaptation::LowRank(layer.adapter.clone())),
+            Self::Replaced(layer) => Some(Adaptation::Replacement(layer.replacement.clone())),
+        }
+    }
+
+    fn adapter(&self) -> Option<&LoraAdapter> {
+        self.as_lora().map(LoraLayer::adapter)
+    }
+
+    fn adapter_mut(&mut self) -> Option<&mut LoraAdapter> {
+        self.as_lora_mut().map(LoraLayer::adapter_mut)
+    }
+
+    fn replacement(&self) -> Option<&Replacement> {
+        match self {
+            Self::Replaced(layer) => Some(&layer.replacement),
+            _ => None,
+        }
+    }
+
+    fn is_merged(&self) -> bool {
+        match self {
+            Self::Dense(_) => false,
+            Self::Lora(layer) => layer.is_merged(),
+            Self::Replaced(layer) => layer.merged,
+        }
+    }
+
+    fn is_enabled(&self) -> bool {
+        match self {
+            Self::Dense(_) => false,
+            Self::Lora(layer) => layer.enabled,
+            Self::Replaced(layer) => layer.enabled,
+        }
+    }
+
+    fn set_enabled(&mut self, enabled: bool) {
+        match self {
+            Self::Dense(_) => {}
+            Self::Lora(layer) => layer.enabled = enabled,
+            Self::Replaced(layer) => layer.enabled = enabled,
+        }
+    }
+
+    fn plain_weights(&self) -> Option<Weights> {
+        let base = self.frozen();
+        let own = Weights { weight: base.weight(), bias: base.bias() };
+        match self {
+            Self::Dense(_) => Some(own),
+            Self::Lora(layer) if !layer.enabled => Some(own),
+            Self::Lora(layer) => layer.merged.clone(),
+            Self::Replaced(layer) if !layer.enabled => Some(own),
+            Self::Replaced(layer) => layer.merged.then(|| layer.replacement.weights(&layer.base)),
+        }
+    }
+
+    fn attach(&mut self, adaptation: Adaptation) -> Result<()> {
+        let Self::Dense(layer) = self else {
+            return Err(ErrorKind::AlreadyAdapted { path: String::new() }.into());
+        };
+        // Parameters are handles, so the clone copies no weights.
+        let base = F::from_plain(layer.clone());
+        *self = match adaptation {
+            Adaptation::LowRank(adapter) => {
+                check_fit(&base, &adapter)?;
+                Self::Lora(LoraLayer::over(base, adapter))
+            }
+            Adaptation::Replacement(replacement) => {
+                Self::Replaced(ReplacedLayer { base, replacement, enabled: true, merged: false })
+            }
+        };
+        Ok(())
+    }
+
+    fn detach(&mut self) -> Option<Adaptation> {
+        let adaptation = self.adaptation()?;
+        *self = Self::Dense(self.frozen().into_plain().no_grad());
+        Some(adaptation)
+    }
+}
+
+fn check_fit<F: FrozenLayer>(base: &F, adapter: &LoraAdapter) -> Result<()> {
+    let [group_input, d_output] = base.weight().dims();
+    let (groups, rank) = (base.groups(), adapter.rank());
+    let expected = ([group_input * groups, rank], [rank / groups, d_output]);
+    let found = (adapter.lora_a.dims(), adapter.lora_b.dims());
+    if expected != found {
+        let text = |(a, b): ([usize; 2], [usize; 2])| format!("A {a:?} and B {b:?}");
+        return Err(Error::setting("adapter", text(expected), text(found)));
+    }
+    let vectors = [&adapter.lora_bias, &adapter.magnitude, &adapter.base_bias];
+    match vectors.into_iter().flatten().find(|vector| vector.dims()[0] != d_output) {
+        Some(vector) => {
+            let expected = format!("vectors of {d_output} values");
+            Err(Error::setting("adapter", expected, vector.dims()[0]))
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,163 @@
+//! What trains in full, in place of a frozen layer's own values.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Int, Tensor, TensorData};
+
+use crate::adapter::on;
+use crate::error::{Error, Result};
+use crate::frozen::{FrozenLayer, Weights};
+
+/// Trainable copies of some of a layer's values, beside the frozen ones: the whole layer
+/// (`modules_to_save`), its bias, or some rows of an embedding. Every part that is there acts in place
+/// of the layer's own.
+#[derive(Module, Debug)]
+pub struct Replacement {
+    /// In place of W, `[d_input, d_output]`.
+    pub weight: Option<Param<Tensor<2>>>,
+    /// In place of b, `[d_output]`.
+    pub bias: Option<Param<Tensor<1>>>,
+    /// In place of some rows of an embedding.
+    pub tokens: Option<TokenRows>,
+}
+
+/// Rows of an embedding that train.
+#[derive(Module, Debug)]
+pub struct TokenRows {
+    /// The rows, `[tokens, d_output]`.
+    pub rows: Param<Tensor<2>>,
+    indices: Tensor<1, Int>, // the token ids, [tokens]
+    slots: Tensor<1, Int>,   // for each id of the vocabulary: 0, or 1 + its row here
+    #[module(skip)]
+    ids: Vec<usize>,
+}
+
+impl Replacement {
+    /// Copies of a layer's weight and bias.
+    pub(crate) fn of_layer<F: FrozenLayer>(layer: &F) -> Self {
+        let weight = layer.weight();
+        let device = weight.device();
+        let weight = on(weight.without_autodiff(), &device);
+        let bias = layer.bias().map(|bias| on(bias.without_autodiff(), &device));
+        Self {
+            weight: Some(Param::from_tensor(weight)),
+            bias: bias.map(Param::from_tensor),
+            tokens: None,
+        }
+    }
+
+    /// Values that train.
+    pub fn num_parameters(&self) -> usize {
+        let weight = self.weight.as_ref().map_or(0, |weight| weight.shape().num_elements());
+        let bias = self.bias.as_ref().map_or(0, |bias| bias.dims()[0]);
+        let tokens = self.tokens.as_ref().map_or(0, |tokens| tokens.rows.shape().num_elements());
+        weight + bias + tokens
+    }
+
+    /// The layer's weight and bias with this in place of its own, without autodiff.
+    pub(crate) fn weights<F: FrozenLayer>(&self, base: &F) -> Weights {
+        let own = base.weight().without_autodiff();
+        let dtype = own.dtype();
+        let weight = match &self.weight {
+            Some(weight) => weight.val().without_autodiff().cast(dtype),
+            None => own,
+        };
+        let weight = match &self.tokens {
+            Some(tokens) => tokens.put_into(weight),
+            None => weight,
+        };
+        let bias = match &self.bias {
+            Some(bias) => Some(bias.val().without_autodiff().cast(dtype)),
+            None => base.bias().map(Tensor::without_autodiff),
+        };
+        Weights { weight, bias }
+    }
+}
+
+impl TokenRows {
+    /// The rows of `weight` `[vocabulary, d_output]` at `ids`, which then train.
+    ///
+    /// # Errors
+    /// When `ids` is empty, names a row twice, or one that is not there.
+    pub(crate) fn new(weight: &Tensor<2>, ids: &[usize]) -> Result<Self> {
+        let rows = weight.clone().without_autodiff();
+        let indices = index_tensor(ids, &rows);
+        let rows = on(rows.select(0, indices), &weight.device());
+        Self::from_rows(weight, ids, rows)
+    }
+
+    /// Given rows for `ids`.
+    pub(crate) fn from_rows(weight: &Tensor<2>, ids: &[usize], rows: Tensor<2>) -> Result<Self> {
+        let [vocabulary, _] = weight.dims();
+        check_ids(ids, vocabulary)?;
+        let mut slots = vec![0_i32; vocabulary];
+        for (row, id) in ids.iter().enumerate() {
+            slots[*id] = row as i32 + 1;
+        }
+        let device = weight.device();
+        Ok(Self {
+            rows: Param::from_tensor(rows),
+            indices: index_tensor(ids, weight),
+            slots: Tensor::from_data(TensorData::new(slots, [vocabulary]), &device),
+            ids: ids.to_vec(),
+        })
+    }
+
+    /// The token ids, in the order of the rows.
+    pub fn ids(&self) -> &[usize] {
+        &self.ids
+    }
+
+    /// `looked_up` `[tokens, d_output]`, the frozen rows of `ids`, with these in their places.
+    pub(crate) fn put_over(&self, looked_up: Tensor<2>, ids: Tensor<1, Int>) -> Tensor<2> {
+        let rows = self.rows.val();
+        let rows = rows.cast(looked_up.dtype());
+        let slots = self.slots.clone().select(0, ids);
+        let nothing = Tensor::zeros([1, rows.dims()[1]], (&rows.device(), rows.dtype()));
+        let replaced = Tensor::cat(vec![nothing, rows], 0).select(0, slots.clone());
+        let frozen = slots.equal_elem(0).unsqueeze_dim::<2>(1).expand(looked_up.dims());
+        replaced.mask_where(frozen, looked_up)
+    }
+
+    /// `logits` `[rows, vocabulary]` of the states `hidden` `[rows, d_output]`, made with the frozen
+    /// embedding as the head, with the columns of these tokens made anew.
+    pub(crate) fn put_over_logits(&self, logits: Tensor<2>, hidden: Tensor<2>) -> Tensor<2> {
+        let rows = self.rows.val().cast(hidden.dtype());
+        let ours = hidden.matmul(rows.transpose());
+        let theirs = logits.clone().select(1, self.indices.clone());
+        let values = ours - theirs;
+        logits.select_assign(1, self.indices.clone(), values, burn::tensor::IndexingUpdateOp::Add)
+    }
+
+    /// `weight` `[vocabulary, d_output]` with these rows in their places.
+    fn put_into(&self, weight: Tensor<2>) -> Tensor<2> {
+        let rows = self.rows.val().without_autodiff().cast(weight.dtype());
+        let columns = weight.dims()[1];
+        self.ids.iter().enumerate().fold(weight, |weight, (row, id)| {
+            let value = rows.clone().slice([row..row + 1, 0..columns]);
+            weight.slice_assign([*id..*id + 1, 0..columns], value)
+        })
+    }
+}
+
+fn check_ids(ids: &[usize], vocabulary: usize) -> Result<()> {
+    let error =
+        |expected: String, found: String| Err(Error::setting("trainable_tokens", expected, found));
+    if ids.is_empty() {
+        return error("at least one token id".to_owned(), "none".to_owned());
+    }
+    for (place, id) in ids.iter().enumerate() {
+        if *id >= vocabulary {
+            return error(format!("ids below {vocabulary}, the vocabulary"), id.to_string());
+        }
+        if ids[..place].contains(id) {
+            return error("each id once".to_owned(), format!("{id} twice"));
+        }
+    }
+    Ok(())
+}
+
+fn index_tensor(ids: &[usize], beside: &Tensor<2>) -> Tensor<1, Int> {
+    let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+    let length = ids.len();
+    Tensor::from_data(TensorData::new(ids, [length]), &beside.device())
+}

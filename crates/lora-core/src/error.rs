@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::problem::{ConfigProblem, sentences};
+
 /// The result of this crate's fallible functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -26,6 +28,19 @@ impl Error {
         found: impl ToString,
     ) -> Self {
         ErrorKind::Setting { name, expected: expected.into(), found: found.to_string() }.into()
+    }
+
+    /// A lone number that cannot be used is [`ErrorKind::Setting`], as where one layer is wrapped.
+    pub(crate) fn config(mut problems: Vec<ConfigProblem>) -> Self {
+        match problems.pop() {
+            Some(ConfigProblem::Setting { setting, expected, found }) if problems.is_empty() => {
+                ErrorKind::Setting { name: setting, expected, found }.into()
+            }
+            last => {
+                problems.extend(last);
+                ErrorKind::Config { problems }.into()
+            }
+        }
     }
 
     pub(crate) fn malformed(
@@ -64,16 +79,11 @@ pub enum ErrorKind {
         /// What was given.
         found: String,
     },
-    /// An entry of the target list matches no layer, even if others do.
-    #[error(
-        "target_modules: '{entry}' matches no linear layer of this model; {}",
-        nearest_names(nearest)
-    )]
-    TargetNotFound {
-        /// The entry.
-        entry: String,
-        /// Names that the model does have, the most similar first.
-        nearest: Vec<String>,
+    /// A configuration does not fit the model, or contradicts itself; nothing was changed.
+    #[error("{}", sentences(problems))]
+    Config {
+        /// All that is wrong with it.
+        problems: Vec<ConfigProblem>,
     },
     /// A layer that should get an adapter has one already.
     #[error("{path}: expected a layer without an adapter, found one with an adapter")]
@@ -161,11 +171,4 @@ fn first_few(problems: &[String]) -> String {
         text.push_str(&format!("; and {} more", problems.len() - SHOWN));
     }
     text
-}
-
-fn nearest_names(nearest: &[String]) -> String {
-    if nearest.is_empty() {
-        return "the model has no adaptable linear layer".to_owned();
-    }
-    format!("the nearest names are {}", nearest.join(", "))
 }

@@ -5,7 +5,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, Normal, Uniform};
 
-use crate::error::{Error, Result};
+use crate::problem::ConfigProblem;
 
 /// How A `[d_input, rank]` (the down matrix, which x meets first) and B `[rank, d_output]` (the up
 /// matrix) start. One of the two is always zero, so that an adapted layer begins as its base.
@@ -37,15 +37,15 @@ impl Default for Init {
 }
 
 impl Init {
-    /// Checks the numbers in it.
-    pub(crate) fn check(self) -> Result<()> {
+    /// What is wrong with the number in it, if anything is.
+    pub(crate) fn problem(self) -> Option<ConfigProblem> {
         match self {
             Self::GaussianB { std: Some(std) } | Self::GaussianA { std: Some(std) }
                 if !(std > 0.0 && (std as f32).is_finite()) =>
             {
-                Err(Error::setting("init std", "a finite number above 0", std))
+                Some(ConfigProblem::setting("init std", "a finite number above 0", std))
             }
-            _ => Ok(()),
+            _ => None,
         }
     }
 

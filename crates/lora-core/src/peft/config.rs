@@ -10,7 +10,7 @@ use crate::config::LoraConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::init::Init;
 use crate::scaling::Scaling;
-use crate::target::TargetModules;
+use crate::target::{ExcludeModules, TargetModules};
 
 /// What an adapter's config says beside the adapter's mathematics.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -34,11 +34,14 @@ const IRRELEVANT: [&str; 8] = [
 ];
 
 /// Fields that are read by [`parse`].
-const READ: [&str; 8] = [
+const READ: [&str; 11] = [
     "peft_type",
     "r",
     "lora_alpha",
     "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
     "rank_pattern",
     "alpha_pattern",
     "use_rslora",
@@ -67,6 +70,26 @@ fn parse(path: &Path, fields: &Map<String, Value>) -> Result<LoraConfig> {
     let mut config = LoraConfig::new(rank as usize, alpha);
     config.target_modules =
         require(path, fields, "target_modules", "a list of names or a pattern", target_modules)?;
+    config.exclude_modules = optional(
+        path,
+        fields,
+        "exclude_modules",
+        "null, a list of names or a pattern",
+        exclude_modules,
+    )?;
+    config.layers_to_transform =
+        optional(path, fields, "layers_to_transform", "null, an index or a list of them", indices)?
+            .unwrap_or_default();
+    config.layers_pattern =
+        optional(path, fields, "layers_pattern", "null, a name or a list of them", |value| {
+            // An empty name is PEFT's default, as no name is.
+            match value.as_str() {
+                Some("") => Some(Vec::new()),
+                Some(name) => Some(vec![name.to_owned()]),
+                None => strings(value),
+            }
+        })?
+        .unwrap_or_default();
     config.rank_pattern =
         pattern(path, fields, "rank_pattern", |value| value.as_u64().map(|rank| rank as usize))?;
     config.alpha_pattern = pattern(path, fields, "alpha_pattern", Value::as_f64)?;
@@ -153,15 +176,48 @@ fn require<T>(
     read(value).ok_or_else(|| Error::malformed(path, field, expected, found()))
 }
 
+/// A field that may be absent or null.
+fn optional<T>(
+    path: &Path,
+    fields: &Map<String, Value>,
+    field: &'static str,
+    expected: &'static str,
+    read: impl Fn(&Value) -> Option<T>,
+) -> Result<Option<T>> {
+    match fields.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(_) => require(path, fields, field, expected, read).map(Some),
+    }
+}
+
 fn target_modules(value: &Value) -> Option<TargetModules> {
     match value {
-        Value::String(name) if name == "all-linear" => Some(TargetModules::AllLinear),
-        Value::String(pattern) => Some(TargetModules::Pattern(pattern.clone())),
-        Value::Array(entries) => {
-            let names = entries.iter().map(|entry| entry.as_str().map(str::to_owned));
-            Some(TargetModules::Names(names.collect::<Option<_>>()?))
+        Value::String(name) if name.eq_ignore_ascii_case("all-linear") => {
+            Some(TargetModules::AllLinear)
         }
-        _ => None,
+        Value::String(pattern) => Some(TargetModules::Pattern(pattern.clone())),
+        names => strings(names).map(TargetModules::Names),
+    }
+}
+
+fn exclude_modules(value: &Value) -> Option<ExcludeModules> {
+    match value {
+        // PEFT takes an empty pattern for none.
+        Value::String(pattern) if pattern.is_empty() => Some(ExcludeModules::Names(Vec::new())),
+        Value::String(pattern) => Some(ExcludeModules::Pattern(pattern.clone())),
+        names => strings(names).map(ExcludeModules::Names),
+    }
+}
+
+fn strings(value: &Value) -> Option<Vec<String>> {
+    value.as_array()?.iter().map(|entry| entry.as_str().map(str::to_owned)).collect()
+}
+
+fn indices(value: &Value) -> Option<Vec<usize>> {
+    let index = |value: &Value| usize::try_from(value.as_u64()?).ok();
+    match value {
+        Value::Array(entries) => entries.iter().map(index).collect(),
+        one => Some(vec![index(one)?]),
     }
 }
 
@@ -192,6 +248,11 @@ pub(super) fn to_json(config: &LoraConfig, info: &AdapterInfo) -> Value {
         TargetModules::Names(names) => json!(names),
         TargetModules::Pattern(pattern) => json!(pattern),
     };
+    let excluded = match &config.exclude_modules {
+        None => Value::Null,
+        Some(ExcludeModules::Names(names)) => json!(names),
+        Some(ExcludeModules::Pattern(pattern)) => json!(pattern),
+    };
     let init = match config.init {
         Init::GaussianA { .. } | Init::GaussianB { .. } => json!("gaussian"),
         Init::KaimingUniformA => json!(true),
@@ -209,15 +270,23 @@ pub(super) fn to_json(config: &LoraConfig, info: &AdapterInfo) -> Value {
         "lora_alpha": number(config.alpha),
         "lora_dropout": 0.0,
         "target_modules": targets,
+        "exclude_modules": excluded,
+        "layers_to_transform": or_null(&config.layers_to_transform),
+        "layers_pattern": or_null(&config.layers_pattern),
         "rank_pattern": ranks,
         "alpha_pattern": alphas,
         "use_rslora": config.scaling == Scaling::AlphaOverSqrtRank,
         "use_dora": false,
         "bias": "none",
-        "modules_to_save": null,
+        "modules_to_save": or_null(&config.modules_to_save),
         "fan_in_fan_out": false,
         "init_lora_weights": init,
     })
+}
+
+/// PEFT tells an empty list from none in places where it means none.
+fn or_null<T: Clone + Into<Value>>(list: &[T]) -> Value {
+    if list.is_empty() { Value::Null } else { Value::from(list) }
 }
 
 /// A whole number without a point: several readers of the format take `lora_alpha` as an integer.

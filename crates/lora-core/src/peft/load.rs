@@ -16,7 +16,7 @@ use crate::adapter::{LoraAdapter, adapter_dtype};
 use crate::config::AdapterConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inject::{InjectReport, attach, resolve_targets};
-use crate::target::Unmatched;
+use crate::target::Selection;
 use crate::visit::VisitLora;
 
 /// Freezes the model and attaches the adapter in `folder`, written by PEFT or by
@@ -32,7 +32,7 @@ pub fn load_adapter<M: Module + VisitLora>(
 ) -> Result<(M, InjectReport)> {
     let folder = folder.as_ref();
     let config = read_adapter_config(folder)?;
-    let targets = resolve_targets(&model, &config, Unmatched::Ignored)?;
+    let targets = resolve_targets(&model, &config, Selection::into_result_for_loading)?;
 
     let path = folder.join(WEIGHTS_FILE);
     let bytes = fs::read(&path).map_err(|source| Error::io(&path, source))?;

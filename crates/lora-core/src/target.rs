@@ -1,8 +1,10 @@
 //! Rules that say which layers are adapted. Strings only: no tensors, no model.
 //!
-//! They are PEFT's rules. Two differences: what matches nothing is a problem here, and patterns are
-//! those of the [`regex`] crate, in which look-around and back-references are errors; of what both
-//! accept, only `a*+` differs (possessive in Python, a repeated repetition here).
+//! They are PEFT's rules, with two differences. What matches nothing, or has no effect, is a problem
+//! here. And patterns are those of the [`regex`] crate and not Python's: look-around, back-references,
+//! `\Z` and `{,n}` are errors. Written alike and read otherwise are `a*+` (possessive in Python, a
+//! repeated repetition here) and `&&`, `--`, `~~` or `[` inside of a character class (operations on
+//! sets here).
 
 use std::collections::BTreeSet;
 
@@ -504,4 +506,330 @@ fn edit_distance(a: &str, b: &str) -> usize {
         }
     }
     row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::LoraConfig;
+
+    const PATHS: [&str; 9] = [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.0.self_attn.k_proj",
+        "model.layers.0.mlp.up_proj",
+        "model.layers.1.self_attn.q_proj",
+        "model.layers.1.self_attn.k_proj",
+        "model.layers.1.mlp.up_proj",
+        "model.layers.2.self_attn.q_proj",
+        "model.layers.2.self_attn.xq_proj",
+        "lm_head",
+    ];
+
+    fn with(target_modules: TargetModules) -> LoraConfig {
+        LoraConfig { target_modules, ..LoraConfig::new(8, 16.0) }
+    }
+
+    fn names(names: &[&str]) -> LoraConfig {
+        with(TargetModules::names(names.iter().copied()))
+    }
+
+    fn pattern(pattern: &str) -> LoraConfig {
+        with(TargetModules::Pattern(pattern.to_owned()))
+    }
+
+    fn strings(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn keys<T: Copy>(keys: &[(&str, T)]) -> Vec<(String, T)> {
+        keys.iter().map(|(key, value)| ((*key).to_owned(), *value)).collect()
+    }
+
+    fn chosen(config: &LoraConfig) -> Vec<usize> {
+        let selected = config.select(&PATHS, Some("lm_head")).into_result().unwrap();
+        (0..PATHS.len()).filter(|i| selected[*i]).collect()
+    }
+
+    /// What a reader sees of all that is wrong.
+    #[track_caller]
+    fn says(config: &LoraConfig, sentence: &str) {
+        let error = config.select(&PATHS, Some("lm_head")).into_result().unwrap_err();
+        assert_eq!(error.to_string(), sentence);
+    }
+
+    #[test]
+    fn a_name_matches_a_whole_last_part_only() {
+        assert_eq!(chosen(&names(&["q_proj"])), [0, 3, 6]);
+        assert_eq!(chosen(&names(&["lm_head"])), [8]);
+        assert_eq!(chosen(&names(&["1.self_attn.q_proj", "q_proj", "q_proj"])), [0, 3, 6]);
+    }
+
+    #[test]
+    fn all_linear_leaves_out_the_output_layer() {
+        assert_eq!(chosen(&LoraConfig::new(8, 16.0)), [0, 1, 2, 3, 4, 5, 6, 7]);
+    }
+
+    #[test]
+    fn a_pattern_must_match_the_whole_path() {
+        assert_eq!(chosen(&pattern(r".*\.0\..*_proj")), [0, 1, 2]);
+        assert_eq!(chosen(&pattern("lm|lm_head")), [8]);
+        says(
+            &pattern("k_proj"),
+            "target_modules: the pattern 'k_proj' matches no linear layer of this model; it must \
+             match a whole path, such as model.layers.0.self_attn.k_proj",
+        );
+    }
+
+    #[test]
+    fn layers_are_taken_by_index_except_whole_paths() {
+        let mut config = names(&["q_proj", "model.layers.0.mlp.up_proj"]);
+        config.layers_to_transform = vec![2, 1];
+        assert_eq!(chosen(&config), [2, 3, 6]);
+        config.layers_pattern = strings(&["layers"]);
+        assert_eq!(chosen(&config), [2, 3, 6]);
+        config.layers_pattern = strings(&["h", "layers"]);
+        says(
+            &config,
+            "layers_pattern: 'h' is no list of layers in this model; the nearest names are layers",
+        );
+    }
+
+    #[test]
+    fn exclusion_wins() {
+        let mut config = names(&["q_proj", "k_proj"]);
+        config.exclude_modules = Some(ExcludeModules::names(["0.self_attn.q_proj"]));
+        assert_eq!(chosen(&config), [1, 3, 4, 6]);
+        config.exclude_modules = Some(ExcludeModules::Pattern(r".*\.1\..*|lm_head".to_owned()));
+        assert_eq!(chosen(&config), [0, 1, 6]);
+        config.exclude_modules = None;
+        config.modules_to_save = strings(&["layers.0"]);
+        assert_eq!(chosen(&config), [3, 4, 6]);
+    }
+
+    #[test]
+    fn an_entry_that_matches_nothing_is_told_even_if_others_match() {
+        says(
+            &names(&["q_proj", "k_porj", "k_porj"]),
+            "target_modules: 'k_porj' matches no linear layer of this model; the nearest names are \
+             k_proj, q_proj, up_proj, xq_proj, lm_head",
+        );
+        says(
+            &names(&["q_proj", "mlp.up_porj"]),
+            "target_modules: 'mlp.up_porj' matches no linear layer of this model; the nearest \
+             names are mlp.up_proj, lm_head, self_attn.k_proj, self_attn.q_proj, self_attn.xq_proj",
+        );
+        says(
+            &names(&["q_proj", "self_attn"]),
+            "target_modules: 'self_attn' matches no linear layer of this model, but a part of it; \
+             name the layers in it: q_proj, k_proj, xq_proj",
+        );
+        let mut config = names(&["q_proj"]);
+        config.exclude_modules = Some(ExcludeModules::names(["lm_haed"]));
+        says(
+            &config,
+            "exclude_modules: 'lm_haed' matches no linear layer of this model; the nearest names \
+             are lm_head, k_proj, q_proj, up_proj, xq_proj",
+        );
+        config.exclude_modules = Some(ExcludeModules::Pattern("lm".to_owned()));
+        says(
+            &config,
+            "exclude_modules: the pattern 'lm' matches no linear layer of this model; it must \
+             match a whole path, such as lm_head",
+        );
+        let nothing = LoraConfig::new(8, 16.0).select::<&str>(&[], None);
+        assert_eq!(
+            nothing.into_result().unwrap_err().to_string(),
+            "target_modules: 'all-linear' matches no linear layer of this model; the model has no \
+             adaptable linear layer"
+        );
+    }
+
+    #[test]
+    fn what_is_asked_for_and_left_out_again_is_told() {
+        let mut config = names(&["q_proj", "k_proj"]);
+        config.exclude_modules = Some(ExcludeModules::names(["k_proj"]));
+        says(
+            &config,
+            "target_modules: all layers that 'k_proj' matches are left out by exclude_modules",
+        );
+        config.target_modules = TargetModules::AllLinear;
+        config.exclude_modules = Some(ExcludeModules::Pattern(".*".to_owned()));
+        says(
+            &config,
+            "target_modules: all layers that 'all-linear' matches are left out by exclude_modules",
+        );
+        config = names(&["q_proj", "k_proj", "1.mlp.up_proj"]);
+        config.exclude_modules = Some(ExcludeModules::names(["0.self_attn.k_proj"]));
+        config.layers_to_transform = vec![0];
+        says(
+            &config,
+            "2 problems in the settings: (1) target_modules: all layers that 'k_proj' matches are \
+             left out by exclude_modules and layers_to_transform; (2) target_modules: all layers \
+             that '1.mlp.up_proj' matches are left out by layers_to_transform",
+        );
+    }
+
+    #[test]
+    fn indices_must_exist_and_hold_a_target() {
+        let mut config = names(&["k_proj"]);
+        config.layers_to_transform = vec![1, 7, 3, 8];
+        says(&config, "layers_to_transform: this model has no layer 3, 7-8; it has 0-2");
+        config.layers_to_transform = vec![1, 2];
+        says(&config, "layers_to_transform: no target is in layer 2");
+        config.layers_to_transform = vec![3];
+        says(&config, "layers_to_transform: this model has no layer 3; it has 0-2");
+        let at_the_top = config.select(&["layers.0.k_proj", "layers.1.k_proj"], None);
+        assert_eq!(
+            at_the_top.into_result().unwrap_err().to_string(),
+            "layers_to_transform: this model has no layer 3; name the list that holds its layers \
+             in layers_pattern: layers"
+        );
+        assert_eq!(
+            config.select(&["k_proj"], None).problems.last().unwrap().to_string(),
+            "layers_to_transform: this model has no layer 3; its layers are in no list"
+        );
+    }
+
+    #[test]
+    fn settings_that_contradict_each_other_are_told() {
+        let mut config = pattern(".*q_proj");
+        config.layers_to_transform = vec![0];
+        says(
+            &config,
+            "layers_to_transform: expected names in target_modules beside it, found the pattern \
+             '.*q_proj', which can choose layers itself",
+        );
+        config.target_modules = TargetModules::AllLinear;
+        says(
+            &config,
+            "layers_to_transform: expected names in target_modules beside it, found all-linear",
+        );
+        config = names(&["q_proj"]);
+        config.layers_pattern = strings(&["layers"]);
+        says(&config, "layers_pattern: expected layers_to_transform beside it, found none");
+        says(&names(&[]), "target_modules: expected at least one name, found none");
+    }
+
+    #[test]
+    fn every_key_must_count_for_a_target() {
+        let mut config = names(&["q_proj", "xq_proj"]);
+        config.rank_pattern = keys(&[("q.proj", 4), (".*xq_proj", 2)]);
+        assert_eq!(chosen(&config), [0, 3, 6, 7]);
+        config.rank_pattern = keys(&[("k_proj", 4)]);
+        says(
+            &config,
+            "rank_pattern: 'k_proj' matches only layers that are no targets, such as \
+             model.layers.0.self_attn.k_proj",
+        );
+        config.rank_pattern = keys(&[("q_proj", 4), ("0.self_attn.q_proj", 2)]);
+        says(
+            &config,
+            "rank_pattern: '0.self_attn.q_proj' never counts, since the first key that matches \
+             does; put it before 'q_proj', or remove it",
+        );
+        config.rank_pattern = keys(&[("q_proj", 4), ("q_proj", 2)]);
+        says(
+            &config,
+            "rank_pattern: 'q_proj' never counts, since the first key that matches does; put it \
+             before 'q_proj', or remove it",
+        );
+        config.rank_pattern = Vec::new();
+        config.alpha_pattern = keys(&[(r"^mlp\.up_porj$", 4.0)]);
+        says(
+            &config,
+            r"alpha_pattern: '^mlp\.up_porj$' matches no linear layer of this model; the nearest names are mlp.up_proj, lm_head, self_attn.k_proj, self_attn.q_proj, self_attn.xq_proj",
+        );
+    }
+
+    #[test]
+    fn expressions_that_cannot_be_used_are_told() {
+        for (expression, reason) in [
+            ("(", "unclosed group"),
+            ("(?=x)q", "look-around, including look-ahead and look-behind, is not supported"),
+            (r"(q)_\1", "backreferences are not supported"),
+            (r"q_proj\Z", "unrecognized escape sequence"),
+            ("x)(y", "unopened group"),
+        ] {
+            let end = format!(": '{expression}' cannot be used as a regular expression: {reason}");
+            says(&pattern(expression), &format!("target_modules{end}"));
+            let mut config = names(&["q_proj"]);
+            config.rank_pattern = keys(&[(expression, 4)]);
+            says(&config, &format!("rank_pattern{end}"));
+            assert!(config.resolve("q_proj").is_err());
+            config = names(&["q_proj"]);
+            config.layers_to_transform = vec![0];
+            config.layers_pattern = strings(&[expression, "layers"]);
+            says(&config, &format!("layers_pattern{end}"));
+            config = names(&["q_proj"]);
+            config.modules_to_save = strings(&[expression]);
+            says(&config, &format!("modules_to_save{end}"));
+            config.modules_to_save = Vec::new();
+            config.exclude_modules = Some(ExcludeModules::Pattern(expression.to_owned()));
+            says(&config, &format!("exclude_modules{end}"));
+        }
+    }
+
+    #[test]
+    fn all_problems_are_told_at_once() {
+        let mut config = names(&["q_porj", "up_proj"]);
+        config.exclude_modules = Some(ExcludeModules::names(["lm_haed"]));
+        config.layers_to_transform = vec![0, 30, 31];
+        config.rank_pattern = keys(&[("up_proj", 0), ("k_proj", 2)]);
+        config.alpha_pattern = keys(&[("(", 2.0)]);
+        config.alpha = f64::NAN;
+        says(
+            &config,
+            "7 problems in the settings: \
+             (1) target_modules: 'q_porj' matches no linear layer of this model; the nearest names \
+             are q_proj, k_proj, xq_proj; \
+             (2) exclude_modules: 'lm_haed' matches no linear layer of this model; the nearest \
+             names are lm_head, k_proj, q_proj; \
+             (3) layers_to_transform: this model has no layer 30-31; it has 0-2; \
+             (4) alpha_pattern: '(' cannot be used as a regular expression: unclosed group; \
+             (5) rank_pattern: 'k_proj' matches only layers that are no targets, such as \
+             model.layers.0.self_attn.k_proj; \
+             (6) alpha: expected a finite number above 0, found NaN; \
+             (7) rank_pattern: expected at least 1, found 0 at 'up_proj'",
+        );
+    }
+
+    #[test]
+    fn an_adapters_file_may_name_what_the_model_does_not_have() {
+        let load = |config: &LoraConfig| {
+            config.select(&PATHS, Some("lm_head")).into_result_for_loading().is_ok()
+        };
+        let mut config = names(&["q_proj", "query_key_value"]);
+        config.exclude_modules = Some(ExcludeModules::names(["dense"]));
+        config.layers_to_transform = vec![0, 40];
+        config.layers_pattern = strings(&["h", "layers"]);
+        config.rank_pattern = keys(&[("dense", 2)]);
+        assert!(load(&config));
+        config.layers_to_transform = Vec::new();
+        assert!(load(&config));
+        config.rank_pattern = keys(&[("(", 2)]);
+        assert!(!load(&config));
+        assert!(!load(&names(&["query_key_value"])));
+        config = pattern(".*q_proj");
+        config.layers_to_transform = vec![0];
+        assert!(!load(&config));
+    }
+
+    #[test]
+    fn where_python_would_read_an_expression_otherwise() {
+        let matches = |expression: &str| pattern(expression).select(&["aaa"], None).selected[0];
+        // Possessive in Python 3.11 and later, where this matches nothing.
+        assert!(matches("a*+a"));
+        // Zero to three in Python.
+        let open = pattern("a{,3}").select(&["aaa"], None).problems;
+        assert!(matches!(open[0], ConfigProblem::NoRegex { .. }), "{open:?}");
+    }
+
+    #[test]
+    fn edit_distances() {
+        for (a, b, distance) in [("", "abc", 3), ("q_porj", "q_proj", 2), ("kitten", "sitting", 3)]
+        {
+            assert_eq!(edit_distance(a, b), distance, "{a} {b}");
+            assert_eq!(edit_distance(b, a), distance, "{b} {a}");
+        }
+    }
 }

@@ -255,3 +255,76 @@ proptest! {
         config.select(&paths, None);
     }
 }
+
+#[cfg(feature = "flex")]
+mod on_a_model {
+    use burn::module::Module;
+    use burn::nn::LinearConfig;
+    use burn::tensor::Device;
+    use lora_core::{
+        AdaptableLinear, ErrorKind, ExcludeModules, LoraConfig, TargetModules, impl_visit_lora,
+        inject,
+    };
+
+    #[derive(Module, Debug)]
+    struct Layer {
+        up: AdaptableLinear,
+        down: AdaptableLinear,
+    }
+
+    #[derive(Module, Debug)]
+    struct Model {
+        layers: Vec<Layer>,
+        head: AdaptableLinear,
+    }
+
+    impl_visit_lora!(Layer { up, down });
+    impl_visit_lora!(Model { layers, head }, output = "head");
+
+    fn model() -> Model {
+        let device = Device::flex().autodiff();
+        let linear = |d_input, d_output| {
+            AdaptableLinear::from(LinearConfig::new(d_input, d_output).init(&device))
+        };
+        let layers = (0..4).map(|_| Layer { up: linear(4, 6), down: linear(6, 4) }).collect();
+        Model { layers, head: linear(4, 9) }
+    }
+
+    #[test]
+    fn the_report_says_what_was_left_out() {
+        let mut config = LoraConfig::new(2, 3.0);
+        config.target_modules = TargetModules::names(["up", "down"]);
+        config.exclude_modules = Some(ExcludeModules::names(["layers.3.up"]));
+        config.layers_to_transform = vec![0, 2, 3];
+        config.layers_pattern = vec!["layers".to_owned()];
+        config.rank_pattern = vec![("0.up".to_owned(), 1)];
+        let (_, report) = inject(model(), &config).unwrap();
+        assert_eq!(
+            report.to_string(),
+            "\
+module  layers  shape  rank  alpha  scaling  parameters  indices
+up      1 of 4  4 x 6     1      3        3          10        0
+down    3 of 4  6 x 4     2      3      1.5          60   0, 2-3
+up      1 of 4  4 x 6     2      3      1.5          20        2
+not adapted: up 2, down 1, head 1
+trainable: 90 of 367 (24.523 %)"
+        );
+    }
+
+    #[test]
+    fn all_problems_come_in_one_error_and_whole_modules_are_refused() {
+        let mut config = LoraConfig::new(2, 3.0);
+        config.modules_to_save = vec!["head".to_owned()];
+        let error = inject(model(), &config).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Setting { .. }), "{error:?}");
+        assert_eq!(
+            error.to_string(),
+            "modules_to_save: expected none, since whole modules cannot be trained yet, found head"
+        );
+        config.target_modules = TargetModules::names(["upp"]);
+        config.rank = 0;
+        let error = inject(model(), &config).unwrap_err();
+        let ErrorKind::Config { problems } = error.kind() else { panic!("{error}") };
+        assert_eq!(problems.len(), 3, "{error}");
+    }
+}

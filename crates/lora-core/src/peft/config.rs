@@ -293,3 +293,71 @@ fn or_null<T: Clone + Into<Value>>(list: &[T]) -> Value {
 fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(fields: Value) -> Result<LoraConfig> {
+        let mut all =
+            json!({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q"]});
+        let all = all.as_object_mut().expect("an object");
+        all.extend(fields.as_object().expect("an object").clone());
+        parse(Path::new(CONFIG_FILE), all)
+    }
+
+    #[test]
+    fn target_rules_come_back_as_they_were_written() {
+        let mut config = LoraConfig::new(4, 8.0);
+        for targets in [
+            TargetModules::AllLinear,
+            TargetModules::Pattern(".*q".to_owned()),
+            TargetModules::names(["q", "k"]),
+        ] {
+            for excluded in [
+                None,
+                Some(ExcludeModules::Pattern(".*q".to_owned())),
+                Some(ExcludeModules::names(["0.q"])),
+            ] {
+                config.target_modules = targets.clone();
+                config.exclude_modules = excluded;
+                let json = to_json(&config, &AdapterInfo::default());
+                assert_eq!(read(json).unwrap(), config);
+            }
+        }
+        config.layers_to_transform = vec![2, 0];
+        config.layers_pattern = vec!["h".to_owned(), "layers".to_owned()];
+        assert_eq!(read(to_json(&config, &AdapterInfo::default())).unwrap(), config);
+    }
+
+    #[test]
+    fn target_rules_in_every_form_that_peft_writes() {
+        let config = read(json!({
+            "target_modules": "ALL-linear",
+            "exclude_modules": "",
+            "layers_to_transform": 3,
+            "layers_pattern": "h",
+        }));
+        let config = config.unwrap();
+        assert_eq!(config.target_modules, TargetModules::AllLinear);
+        assert_eq!(config.exclude_modules, Some(ExcludeModules::Names(Vec::new())));
+        assert_eq!(
+            (config.layers_to_transform, config.layers_pattern),
+            (vec![3], vec!["h".into()])
+        );
+        let none =
+            json!({"exclude_modules": null, "layers_to_transform": null, "layers_pattern": ""});
+        let config = read(none).unwrap();
+        assert_eq!(config.exclude_modules, None);
+        assert!(config.layers_to_transform.is_empty() && config.layers_pattern.is_empty());
+        for (field, value) in [
+            ("exclude_modules", json!([1])),
+            ("layers_to_transform", json!([0, -1])),
+            ("layers_to_transform", json!(1.5)),
+            ("layers_pattern", json!(0)),
+        ] {
+            let message = read(json!({field: value})).unwrap_err().to_string();
+            assert!(message.contains(field) && message.contains("null, "), "{message}");
+        }
+    }
+}

@@ -6,6 +6,10 @@
 //!   `….lora_B.weight`, `[d_output, rank]`: torch's layout, transposed to ours.
 //! - The config MUST hold `peft_type` = `"LORA"`, `r`, `lora_alpha` and `target_modules`. A field
 //!   that is not known here MUST be at its default, since it may change the mathematics.
+//! - `exclude_modules`, `layers_to_transform` and `layers_pattern` MAY narrow the targets. They are
+//!   read and applied; what is written here names its targets without them.
+//! - An entry of a list MAY match nothing in the model, as long as something is a target: files are
+//!   made for several kinds of model, and the tensors MUST fit the targets one to one.
 //! - Adapter tensors are written as f32; f16 and bf16 MAY be read.
 //!
 //! Source: files that PEFT 0.21.2 wrote.

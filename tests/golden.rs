@@ -184,6 +184,30 @@ fn an_entry_of_an_adapters_targets_may_be_for_other_models() {
 }
 
 #[test]
+fn the_rules_of_an_adapters_file_choose_its_targets() {
+    use serde_json::json;
+    let unused = |field: &str, value| load_with(field, value).unwrap_err().to_string();
+    for (field, value, layer) in [
+        ("layers_to_transform", json!(0), "layers.1.mlp"),
+        ("layers_to_transform", json!([1]), "layers.0.mlp"),
+        ("exclude_modules", json!(["down_proj"]), "layers.0.mlp.down_proj"),
+        ("exclude_modules", json!(".*0.mlp.down_proj"), "layers.0.mlp.down_proj"),
+    ] {
+        let message = unused(field, value);
+        assert!(message.contains(layer) && message.contains("belongs to no target"), "{message}");
+    }
+    for (field, value) in [
+        ("layers_to_transform", json!([0, 1, 5])),
+        ("layers_to_transform", json!([])),
+        ("layers_pattern", json!("")),
+        ("exclude_modules", json!(["query_key_value"])),
+        ("exclude_modules", json!("")),
+    ] {
+        load_with(field, value).unwrap();
+    }
+}
+
+#[test]
 fn injecting_does_not_freeze_a_clone_of_the_model() {
     use burn::module::Module;
     use burn::nn::LinearConfig;
@@ -295,7 +319,10 @@ fn a_config_that_would_change_the_mathematics_is_refused_by_name() {
         ("bias", json!("all")),
         ("modules_to_save", json!(["lm_head"])),
         ("init_lora_weights", json!("pissa")),
-        ("layers_to_transform", json!([0])),
+        ("layers_to_transform", json!([-1])),
+        ("layers_to_transform", json!("first")),
+        ("layers_pattern", json!(["layers", 1])),
+        ("exclude_modules", json!({})),
         ("fan_in_fan_out", json!(true)),
         ("a_field_of_the_future", json!(3)),
         ("peft_type", json!("IA3")),

@@ -132,14 +132,38 @@ impl LoraAdapter {
         rule: Scaling,
     ) -> Result<Self> {
         let ([_, rank], [rows, _]) = (lora_a.dims(), lora_b.dims());
-        if rank == 0 || rank != rows {
-            let expected = format!("{} rows, at least 1, as A has columns", rank.max(1));
+        if rank != rows {
+            let expected = format!("{rank} rows, as A has columns");
             return Err(Error::setting("lora_b", expected, rows));
+        }
+        Self::from_tensors_grouped(lora_a, lora_b, alpha, rule)
+    }
+
+    /// The same where B may belong to a grouped convolution.
+    pub(crate) fn from_tensors_grouped(
+        lora_a: Tensor<2>,
+        lora_b: Tensor<2>,
+        alpha: f64,
+        rule: Scaling,
+    ) -> Result<Self> {
+        if lora_a.dims()[1] == 0 {
+            return Err(Error::setting("rank", "at least 1", 0));
         }
         if alpha == 0.0 || !(alpha as f32).is_finite() {
             return Err(Error::setting("alpha", "a finite number other than 0", alpha));
         }
         Ok(Self::unchecked(lora_a, lora_b, alpha, rule))
+    }
+
+    /// Takes A and B for values that an adapter reached which started as `config` says over `weight`:
+    /// the starting product is computed again, and subtracted from then on.
+    pub(crate) fn start_at(&mut self, weight: &Tensor<2>, config: &AdapterConfig) -> Result<()> {
+        let (weight, a) = (weight.clone().without_autodiff(), self.lora_a.val());
+        let shape = [a.dims()[0], self.rank(), self.lora_b.dims()[1]];
+        let options = (&a.device(), a.dtype());
+        let start = config.init.start(&weight, shape, self.scaling(), config.seed, options)?;
+        self.offset = start.offset.map(|(a, b)| Offset { a, b: b.neg() });
+        Ok(())
     }
 
     pub(crate) fn unchecked(

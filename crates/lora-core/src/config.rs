@@ -4,8 +4,9 @@ use burn::tensor::DType;
 
 use crate::error::{Error, Result};
 use crate::init::Init;
+use crate::problem::ConfigProblem;
 use crate::scaling::Scaling;
-use crate::target::{TargetModules, suffix_pattern};
+use crate::target::{ExcludeModules, Keys, Rules, Selection, TargetModules};
 
 /// Which layers of a model are adapted, and how.
 ///
@@ -32,8 +33,21 @@ pub struct LoraConfig {
     pub init: Init,
     /// Which layers are adapted.
     pub target_modules: TargetModules,
+    /// Which of them are not, after all.
+    pub exclude_modules: Option<ExcludeModules>,
+    /// The layers of the model, by index, in which there are targets; empty for all. Only with targets
+    /// by name; a target that is a whole path is taken whatever its index.
+    pub layers_to_transform: Vec<usize>,
+    /// What the list that holds the layers is called, such as `layers` or `h`: the first of these that
+    /// a number follows gives a layer's index. Each is a regular expression. Empty: the first number
+    /// in the path with at least two names before it. Only with `layers_to_transform`.
+    pub layers_pattern: Vec<String>,
+    /// Modules that train as a whole instead: neither they nor what is in them is a target.
+    /// Training them is not there yet: [`inject`](crate::inject) refuses what is not empty.
+    pub modules_to_save: Vec<String>,
     /// Other ranks for some layers: the first key that matches a layer's path counts. A key is a
-    /// regular expression for the end of the path, from its start or from after a dot.
+    /// regular expression for the end of the path, from its start or from after a dot: in `q_proj`
+    /// all is literal, in `0.q_proj` the dot is any character. Every key must count for some target.
     pub rank_pattern: Vec<(String, usize)>,
     /// Other alphas for some layers, by the same rule.
     pub alpha_pattern: Vec<(String, f64)>,
@@ -65,6 +79,10 @@ impl LoraConfig {
             scaling: Scaling::default(),
             init: Init::default(),
             target_modules: TargetModules::AllLinear,
+            exclude_modules: None,
+            layers_to_transform: Vec::new(),
+            layers_pattern: Vec::new(),
+            modules_to_save: Vec::new(),
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
             dropout: 0.0,
@@ -77,14 +95,67 @@ impl LoraConfig {
         }
     }
 
+    /// Which of `paths`, all of a model's linear layers, are targets, and all that is wrong with this
+    /// configuration for such a model; `output_layer` is the path that [`TargetModules::AllLinear`]
+    /// leaves out.
+    ///
+    /// ```
+    /// use lora_core::{ExcludeModules, LoraConfig, TargetModules};
+    ///
+    /// let paths = ["layers.0.q_proj", "layers.0.v_proj", "layers.1.q_proj", "layers.1.v_proj"];
+    /// let mut config = LoraConfig::new(8, 16.0);
+    /// config.target_modules = TargetModules::names(["q_proj"]);
+    /// config.exclude_modules = Some(ExcludeModules::names(["layers.1.q_proj"]));
+    /// assert_eq!(config.select(&paths, None).into_result()?, [true, false, false, false]);
+    /// # Ok::<(), lora_core::Error>(())
+    /// ```
+    pub fn select<P: AsRef<str>>(&self, paths: &[P], output_layer: Option<&str>) -> Selection {
+        let paths: Vec<&str> = paths.iter().map(AsRef::as_ref).collect();
+        let rules = Rules {
+            target_modules: &self.target_modules,
+            exclude_modules: self.exclude_modules.as_ref(),
+            layers_to_transform: &self.layers_to_transform,
+            layers_pattern: &self.layers_pattern,
+            modules_to_save: &self.modules_to_save,
+        };
+        let mut selection = rules.select(&paths, output_layer);
+        let problems = &mut selection.problems;
+        let patterns = Patterns::new(self, problems);
+        for keys in [&patterns.ranks, &patterns.alphas] {
+            keys.check(&paths, &selection.selected, problems);
+        }
+        problems.extend(self.unusable_numbers());
+        selection
+    }
+
     /// What the layer at `path` gets, if it is a target.
     ///
     /// # Errors
     /// When rank or alpha cannot be used, or a pattern's key is no regular expression.
     pub fn resolve(&self, path: &str) -> Result<AdapterConfig> {
-        let config = AdapterConfig {
-            rank: first_match(&self.rank_pattern, path)?.unwrap_or(self.rank),
-            alpha: first_match(&self.alpha_pattern, path)?.unwrap_or(self.alpha),
+        let mut problems = Vec::new();
+        let config = Patterns::new(self, &mut problems).resolve(path);
+        problems.extend(config.problems());
+        if problems.is_empty() { Ok(config) } else { Err(Error::config(problems)) }
+    }
+
+    fn unusable_numbers(&self) -> Vec<ConfigProblem> {
+        let mut problems = self.with(self.rank, self.alpha, 0).problems();
+        for (key, rank) in &self.rank_pattern {
+            let own = rank_problem("rank_pattern", *rank);
+            problems.extend(own.map(|problem| problem.found_at(key)));
+        }
+        for (key, alpha) in &self.alpha_pattern {
+            let own = alpha_problem("alpha_pattern", *alpha);
+            problems.extend(own.map(|problem| problem.found_at(key)));
+        }
+        problems
+    }
+
+    fn with(&self, rank: usize, alpha: f64, seed: u64) -> AdapterConfig {
+        AdapterConfig {
+            rank,
+            alpha,
             scaling: self.scaling,
             init: self.init,
             dropout: self.dropout,
@@ -92,10 +163,34 @@ impl LoraConfig {
             lora_bias: self.lora_bias,
             train_bias: self.bias != TrainedBias::None,
             dtype: self.dtype,
-            seed: self.seed ^ path_hash(path),
-        };
-        config.check()?;
-        Ok(config)
+            seed,
+        }
+    }
+}
+
+/// A configuration with its keys compiled, once for all layers.
+pub(crate) struct Patterns<'a> {
+    config: &'a LoraConfig,
+    ranks: Keys<'a>,
+    alphas: Keys<'a>,
+}
+
+impl<'a> Patterns<'a> {
+    pub(crate) fn new(config: &'a LoraConfig, problems: &mut Vec<ConfigProblem>) -> Self {
+        let ranks = config.rank_pattern.iter().map(|(key, _)| key.as_str());
+        let alphas = config.alpha_pattern.iter().map(|(key, _)| key.as_str());
+        Self {
+            config,
+            ranks: Keys::new("rank_pattern", ranks, problems),
+            alphas: Keys::new("alpha_pattern", alphas, problems),
+        }
+    }
+
+    pub(crate) fn resolve(&self, path: &str) -> AdapterConfig {
+        let config = self.config;
+        let rank = self.ranks.first(path).map_or(config.rank, |key| config.rank_pattern[key].1);
+        let alpha = self.alphas.first(path).map_or(config.alpha, |key| config.alpha_pattern[key].1);
+        config.with(rank, alpha, config.seed ^ path_hash(path))
     }
 }
 
@@ -143,30 +238,30 @@ impl AdapterConfig {
     }
 
     pub(crate) fn check(&self) -> Result<()> {
-        if self.rank == 0 {
-            return Err(Error::setting("rank", "at least 1", self.rank));
-        }
-        // Tensors hold f32: a number that only f64 can hold would become infinite there.
-        if !(self.alpha > 0.0 && (self.alpha as f32).is_finite()) {
-            return Err(Error::setting("alpha", "a finite number above 0", self.alpha));
-        }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return Err(Error::setting("dropout", "a number from 0 to below 1", self.dropout));
-        }
-        if self.lora_bias && self.dora {
-            return Err(Error::setting("lora_bias", "false with DoRA", true));
-        }
-        self.init.check()
+        let problems = self.problems();
+        if problems.is_empty() { Ok(()) } else { Err(Error::config(problems)) }
+    }
+
+    fn problems(&self) -> Vec<ConfigProblem> {
+        let rank = rank_problem("rank", self.rank);
+        let alpha = alpha_problem("alpha", self.alpha);
+        let dropout = (!(0.0..1.0).contains(&self.dropout))
+            .then(|| ConfigProblem::setting("dropout", "a number from 0 to below 1", self.dropout));
+        let bias = (self.lora_bias && self.dora)
+            .then(|| ConfigProblem::setting("lora_bias", "false with DoRA", true));
+        let numbers = rank.into_iter().chain(alpha).chain(dropout).chain(bias);
+        numbers.chain(self.init.problem()).collect()
     }
 }
 
-fn first_match<T: Copy>(patterns: &[(String, T)], path: &str) -> Result<Option<T>> {
-    for (key, value) in patterns {
-        if suffix_pattern(key)?.is_match(path) {
-            return Ok(Some(*value));
-        }
-    }
-    Ok(None)
+fn rank_problem(setting: &'static str, rank: usize) -> Option<ConfigProblem> {
+    (rank == 0).then(|| ConfigProblem::setting(setting, "at least 1", rank))
+}
+
+fn alpha_problem(setting: &'static str, alpha: f64) -> Option<ConfigProblem> {
+    // Tensors hold f32: a number that only f64 can hold would become infinite there.
+    let usable = alpha > 0.0 && (alpha as f32).is_finite();
+    (!usable).then(|| ConfigProblem::setting(setting, "a finite number above 0", alpha))
 }
 
 /// FNV-1a: short, and the same on every machine and in every version of Rust, so that a seed keeps

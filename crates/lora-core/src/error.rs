@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::problem::{ConfigProblem, sentences};
+
 /// The result of this crate's fallible functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -28,6 +30,19 @@ impl Error {
         ErrorKind::Setting { name, expected: expected.into(), found: found.to_string() }.into()
     }
 
+    /// A lone number that cannot be used is [`ErrorKind::Setting`], as where one layer is wrapped.
+    pub(crate) fn config(mut problems: Vec<ConfigProblem>) -> Self {
+        match problems.pop() {
+            Some(ConfigProblem::Setting { setting, expected, found }) if problems.is_empty() => {
+                ErrorKind::Setting { name: setting, expected, found }.into()
+            }
+            last => {
+                problems.extend(last);
+                ErrorKind::Config { problems }.into()
+            }
+        }
+    }
+
     pub(crate) fn malformed(
         path: impl AsRef<Path>,
         place: impl Into<String>,
@@ -41,6 +56,18 @@ impl Error {
             found: found.into(),
         }
         .into()
+    }
+}
+
+impl Error {
+    /// The same error, with the layer's path where it has a place for one.
+    pub(crate) fn at(mut self, layer: &str) -> Self {
+        match self.0.as_mut() {
+            ErrorKind::Setting { found, .. } => found.push_str(&format!(" for {layer}")),
+            ErrorKind::AlreadyAdapted { path } if path.is_empty() => *path = layer.to_owned(),
+            _ => {}
+        }
+        self
     }
 }
 
@@ -64,16 +91,11 @@ pub enum ErrorKind {
         /// What was given.
         found: String,
     },
-    /// An entry of the target list matches no layer, even if others do.
-    #[error(
-        "target_modules: '{entry}' matches no linear layer of this model; {}",
-        nearest_names(nearest)
-    )]
-    TargetNotFound {
-        /// The entry.
-        entry: String,
-        /// Names that the model does have, the most similar first.
-        nearest: Vec<String>,
+    /// A configuration does not fit the model, or contradicts itself; nothing was changed.
+    #[error("{}", sentences(problems))]
+    Config {
+        /// All that is wrong with it.
+        problems: Vec<ConfigProblem>,
     },
     /// A layer that should get an adapter has one already.
     #[error("{path}: expected a layer without an adapter, found one with an adapter")]
@@ -151,6 +173,12 @@ pub enum ErrorKind {
         /// What would work.
         supported: String,
     },
+    /// An adapter's file says that it was made over other weights; nothing was changed.
+    #[error("{path}: expected an adapter for this base, found one that was made over other weights (another model, or another quantisation of it); to use it all the same, load it without checking the base", path = path.display())]
+    OtherBase {
+        /// The adapter's folder.
+        path: PathBuf,
+    },
     /// An adapter's tensors do not fit the model; nothing was changed.
     #[error("{path}: the adapter does not fit the model: {}; was it made for another?", first_few(problems), path = path.display())]
     AdapterMismatch {
@@ -169,11 +197,4 @@ fn first_few(problems: &[String]) -> String {
         text.push_str(&format!("; and {} more", problems.len() - SHOWN));
     }
     text
-}
-
-fn nearest_names(nearest: &[String]) -> String {
-    if nearest.is_empty() {
-        return "the model has no adaptable linear layer".to_owned();
-    }
-    format!("the nearest names are {}", nearest.join(", "))
 }

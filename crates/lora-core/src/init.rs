@@ -5,7 +5,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution, Normal, Uniform};
 
-use crate::error::{Error, Result};
+use crate::problem::ConfigProblem;
 
 /// How A `[d_input, rank]` (the down matrix, which x meets first) and B `[rank, d_output]` (the up
 /// matrix) start. One of the two is always zero, so that an adapted layer begins as its base.
@@ -28,6 +28,13 @@ pub enum Init {
     },
     /// A ~ U(-1/sqrt(d_input), 1/sqrt(d_input)), B = 0: what PEFT does unless told otherwise.
     KaimingUniformA,
+    /// (placeholder until merged)
+    Pissa {
+        /// n
+        iterations: Option<usize>,
+    },
+    /// (placeholder until merged)
+    Olora,
 }
 
 impl Default for Init {
@@ -37,15 +44,15 @@ impl Default for Init {
 }
 
 impl Init {
-    /// Checks the numbers in it.
-    pub(crate) fn check(self) -> Result<()> {
+    /// What is wrong with the number in it, if anything is.
+    pub(crate) fn problem(self) -> Option<ConfigProblem> {
         match self {
             Self::GaussianB { std: Some(std) } | Self::GaussianA { std: Some(std) }
                 if !(std > 0.0 && (std as f32).is_finite()) =>
             {
-                Err(Error::setting("init std", "a finite number above 0", std))
+                Some(ConfigProblem::setting("init std", "a finite number above 0", std))
             }
-            _ => Ok(()),
+            _ => None,
         }
     }
 
@@ -56,7 +63,7 @@ impl Init {
         _s: f64,
         seed: u64,
         options: (&Device, DType),
-    ) -> Result<Start> {
+    ) -> crate::error::Result<Start> {
         let (a, b) = self.draw(dims, seed, options);
         Ok(Start { a, b, offset: None })
     }
@@ -83,6 +90,7 @@ impl Init {
                 let normal = gaussian(std.unwrap_or(1.0 / rank));
                 (random(shape_a, normal, seed, options), Tensor::zeros(shape_b, options))
             }
+            Self::Pissa { .. } | Self::Olora => unreachable!(),
             Self::KaimingUniformA => {
                 let bound = 1.0 / (d_input as f32).sqrt();
                 let uniform = Uniform::new(-bound, bound).expect("the bound is finite and above 0");

@@ -1,6 +1,6 @@
 //! A frozen layer of any kind with what adapts it, and the slot that a model keeps for it.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 
 use crate::adapter::{LoraAdapter, column_squares, in_dtype, in_full};
@@ -373,6 +373,12 @@ pub trait AdaptableLayer: private::Sealed {
     /// where something not merged acts.
     fn plain_weights(&self) -> Option<Weights>;
 
+    /// Whether `adaptation` fits the layer.
+    ///
+    /// # Errors
+    /// When a shape does not fit.
+    fn check(&self, adaptation: &Adaptation) -> Result<()>;
+
     /// Freezes the layer and puts `adaptation` beside it.
     ///
     /// # Errors
@@ -513,17 +519,21 @@ impl<F: FrozenLayer> AdaptableLayer for Adaptable<F> {
         }
     }
 
+    fn check(&self, adaptation: &Adaptation) -> Result<()> {
+        match adaptation {
+            Adaptation::LowRank(adapter) => check_adapter(&self.frozen(), adapter),
+            Adaptation::Replacement(replacement) => check_replacement(&self.frozen(), replacement),
+        }
+    }
+
     fn attach(&mut self, adaptation: Adaptation) -> Result<()> {
-        let Self::Dense(layer) = self else {
+        if self.adaptation().is_some() {
             return Err(ErrorKind::AlreadyAdapted { path: String::new() }.into());
-        };
-        // Parameters are handles, so the clone copies no weights.
-        let base = F::from_plain(layer.clone());
+        }
+        self.check(&adaptation)?;
+        let base = self.frozen();
         *self = match adaptation {
-            Adaptation::LowRank(adapter) => {
-                check_fit(&base, &adapter)?;
-                Self::Lora(LoraLayer::over(base, adapter))
-            }
+            Adaptation::LowRank(adapter) => Self::Lora(LoraLayer::over(base, adapter)),
             Adaptation::Replacement(replacement) => {
                 Self::Replaced(ReplacedLayer { base, replacement, enabled: true, merged: false })
             }
@@ -538,7 +548,7 @@ impl<F: FrozenLayer> AdaptableLayer for Adaptable<F> {
     }
 }
 
-fn check_fit<F: FrozenLayer>(base: &F, adapter: &LoraAdapter) -> Result<()> {
+fn check_adapter<F: FrozenLayer>(base: &F, adapter: &LoraAdapter) -> Result<()> {
     let [group_input, d_output] = base.weight().dims();
     let (groups, rank) = (base.groups(), adapter.rank());
     let expected = ([group_input * groups, rank], [rank / groups, d_output]);
@@ -547,7 +557,31 @@ fn check_fit<F: FrozenLayer>(base: &F, adapter: &LoraAdapter) -> Result<()> {
         let text = |(a, b): ([usize; 2], [usize; 2])| format!("A {a:?} and B {b:?}");
         return Err(Error::setting("adapter", text(expected), text(found)));
     }
-    let vectors = [&adapter.lora_bias, &adapter.magnitude, &adapter.base_bias];
+    check_vectors(d_output, [&adapter.lora_bias, &adapter.magnitude, &adapter.base_bias])
+}
+
+fn check_replacement<F: FrozenLayer>(base: &F, replacement: &Replacement) -> Result<()> {
+    let [d_input, d_output] = base.weight().dims();
+    let matrices = [
+        (replacement.weight.as_ref().map(|weight| weight.dims()), d_input),
+        (
+            replacement.tokens.as_ref().map(|tokens| tokens.rows.dims()),
+            replacement.tokens.as_ref().map_or(0, |tokens| tokens.ids().len()),
+        ),
+    ];
+    for (found, rows) in matrices {
+        if let Some(found) = found.filter(|found| *found != [rows, d_output]) {
+            let expected = format!("a matrix of {rows} x {d_output}");
+            return Err(Error::setting("adapter", expected, format!("{found:?}")));
+        }
+    }
+    check_vectors(d_output, [&replacement.bias])
+}
+
+fn check_vectors<const N: usize>(
+    d_output: usize,
+    vectors: [&Option<Param<Tensor<1>>>; N],
+) -> Result<()> {
     match vectors.into_iter().flatten().find(|vector| vector.dims()[0] != d_output) {
         Some(vector) => {
             let expected = format!("vectors of {d_output} values");

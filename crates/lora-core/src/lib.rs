@@ -36,8 +36,10 @@ mod linear;
 mod merge;
 mod ops;
 mod peft;
+mod problem;
 mod replacement;
 mod scaling;
+mod set;
 mod target;
 mod trainable;
 mod visit;
@@ -51,14 +53,19 @@ pub use embedding::{AdaptableEmbedding, FrozenEmbedding, LoraEmbedding};
 pub use error::{Error, ErrorKind, Result};
 pub use frozen::{FrozenLayer, FrozenLinear, LayerKind, Weights};
 pub use init::Init;
-pub use inject::{AdaptedLayer, InjectReport, inject};
+pub use inject::{AdaptedLayer, InjectReport, ReplacedValues, UnadaptedLayer, inject};
 pub use layer::{Adaptable, AdaptableLayer, Adaptation, LoraLayer, ReplacedLayer, Rounding};
 pub use linear::{AdaptableLinear, LoraLinear};
 pub use merge::{MergeReport, MergedLayer, merge, unmerge};
 pub use ops::lora_linear;
-pub use peft::{AdapterInfo, load_adapter, read_adapter_config, save_adapter, write_folder};
+pub use peft::{
+    AdapterInfo, LoadOptions, LoadReport, load_adapter, load_adapter_with, read_adapter,
+    read_adapter_config, read_adapter_info, save_adapter, write_folder,
+};
+pub use problem::ConfigProblem;
 pub use replacement::{Replacement, TokenRows};
 pub use scaling::Scaling;
-pub use target::TargetModules;
+pub use set::AdapterSet;
+pub use target::{ExcludeModules, Selection, TargetModules};
 pub use trainable::ParameterCount;
 pub use visit::{VisitLayer, VisitLayerMut, VisitLora, join_path};

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 
-use crate::adapter::on;
+use crate::adapter::{in_dtype, in_full, on};
 use crate::error::{Error, Result};
 use crate::frozen::{FrozenLayer, Weights};
 
@@ -32,16 +32,25 @@ pub struct TokenRows {
 }
 
 impl Replacement {
-    /// Copies of a layer's weight and bias.
+    /// Copies of a layer's weight and bias, in f32 beside half-precision ones, as adapters are.
     pub(crate) fn of_layer<F: FrozenLayer>(layer: &F) -> Self {
         let weight = layer.weight();
         let device = weight.device();
-        let weight = on(weight.without_autodiff(), &device);
-        let bias = layer.bias().map(|bias| on(bias.without_autodiff(), &device));
+        let weight = on(in_full(weight.without_autodiff()), &device);
+        let bias = layer.bias().map(|bias| on(in_full(bias.without_autodiff()), &device));
         Self {
             weight: Some(Param::from_tensor(weight)),
             bias: bias.map(Param::from_tensor),
             tokens: None,
+        }
+    }
+
+    /// Which values: `the whole layer`, `its bias`, `3 tokens`.
+    pub fn what(&self) -> String {
+        match (&self.weight, &self.tokens) {
+            (Some(_), _) => "the whole layer".to_owned(),
+            (None, Some(tokens)) => format!("{} tokens", tokens.ids.len()),
+            (None, None) => "its bias".to_owned(),
         }
     }
 
@@ -81,7 +90,7 @@ impl TokenRows {
     pub(crate) fn new(weight: &Tensor<2>, ids: &[usize]) -> Result<Self> {
         let rows = weight.clone().without_autodiff();
         let indices = index_tensor(ids, &rows);
-        let rows = on(rows.select(0, indices), &weight.device());
+        let rows = on(in_full(rows.select(0, indices)), &weight.device());
         Self::from_rows(weight, ids, rows)
     }
 
@@ -110,7 +119,7 @@ impl TokenRows {
     /// `looked_up` `[tokens, d_output]`, the frozen rows of `ids`, with these in their places.
     pub(crate) fn put_over(&self, looked_up: Tensor<2>, ids: Tensor<1, Int>) -> Tensor<2> {
         let rows = self.rows.val();
-        let rows = rows.cast(looked_up.dtype());
+        let rows = in_dtype(rows, looked_up.dtype());
         let slots = self.slots.clone().select(0, ids);
         let nothing = Tensor::zeros([1, rows.dims()[1]], (&rows.device(), rows.dtype()));
         let replaced = Tensor::cat(vec![nothing, rows], 0).select(0, slots.clone());
@@ -121,7 +130,7 @@ impl TokenRows {
     /// `logits` `[rows, vocabulary]` of the states `hidden` `[rows, d_output]`, made with the frozen
     /// embedding as the head, with the columns of these tokens made anew.
     pub(crate) fn put_over_logits(&self, logits: Tensor<2>, hidden: Tensor<2>) -> Tensor<2> {
-        let rows = self.rows.val().cast(hidden.dtype());
+        let rows = in_dtype(self.rows.val(), hidden.dtype());
         let ours = hidden.matmul(rows.transpose());
         let theirs = logits.clone().select(1, self.indices.clone());
         let values = ours - theirs;

@@ -1,16 +1,16 @@
 //! `adapter_config.json`.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use super::CONFIG_FILE;
-use crate::config::LoraConfig;
+use crate::config::{LoraConfig, TrainedBias};
 use crate::error::{Error, ErrorKind, Result};
 use crate::init::Init;
 use crate::scaling::Scaling;
-use crate::target::TargetModules;
+use crate::target::{ExcludeModules, TargetModules};
 
 /// What an adapter's config says beside the adapter's mathematics.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -25,8 +25,8 @@ pub struct AdapterInfo {
 const IRRELEVANT: [&str; 8] = [
     "auto_mapping",
     "base_model_name_or_path",
+    "fan_in_fan_out", // says how the base stores its weights, not the adapter
     "inference_mode",
-    "lora_dropout", // acts in training only
     "megatron_core",
     "peft_version",
     "revision",
@@ -34,15 +34,24 @@ const IRRELEVANT: [&str; 8] = [
 ];
 
 /// Fields that are read by [`parse`].
-const READ: [&str; 8] = [
+const READ: [&str; 17] = [
     "peft_type",
     "r",
     "lora_alpha",
     "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
     "rank_pattern",
     "alpha_pattern",
     "use_rslora",
     "init_lora_weights",
+    "use_dora",
+    "lora_bias",
+    "lora_dropout",
+    "bias",
+    "modules_to_save",
+    "trainable_token_indices",
 ];
 
 /// Reads the config of an adapter's folder. The starting values that it names are not taken over:
@@ -52,11 +61,7 @@ const READ: [&str; 8] = [
 /// When the file cannot be read, is no JSON object, lacks `peft_type`, `r`, `lora_alpha` or
 /// `target_modules`, or has a field that would change the mathematics in a way not known here.
 pub fn read_adapter_config(folder: impl AsRef<Path>) -> Result<LoraConfig> {
-    let path = folder.as_ref().join(CONFIG_FILE);
-    let text = fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
-    let fields: Map<String, Value> = serde_json::from_str(&text).map_err(|source| {
-        Error::malformed(&path, "the file", "a JSON object", format!("an error: {source}"))
-    })?;
+    let (path, fields) = read_fields(folder.as_ref())?;
     parse(&path, &fields)
 }
 
@@ -67,57 +72,144 @@ fn parse(path: &Path, fields: &Map<String, Value>) -> Result<LoraConfig> {
     let mut config = LoraConfig::new(rank as usize, alpha);
     config.target_modules =
         require(path, fields, "target_modules", "a list of names or a pattern", target_modules)?;
+    config.exclude_modules = optional(
+        path,
+        fields,
+        "exclude_modules",
+        "null, a list of names or a pattern",
+        exclude_modules,
+    )?;
+    config.layers_to_transform =
+        optional(path, fields, "layers_to_transform", "null, an index or a list of them", indices)?
+            .unwrap_or_default();
+    config.layers_pattern =
+        optional(path, fields, "layers_pattern", "null, a name or a list of them", |value| {
+            // An empty name is PEFT's default, as no name is.
+            match value.as_str() {
+                Some("") => Some(Vec::new()),
+                Some(name) => Some(vec![name.to_owned()]),
+                None => strings(value),
+            }
+        })?
+        .unwrap_or_default();
     config.rank_pattern =
         pattern(path, fields, "rank_pattern", |value| value.as_u64().map(|rank| rank as usize))?;
     config.alpha_pattern = pattern(path, fields, "alpha_pattern", Value::as_f64)?;
-    if fields.get("use_rslora") == Some(&Value::Bool(true)) {
+    let flag = |field| optional(path, fields, field, "true or false", Value::as_bool);
+    if flag("use_rslora")?.unwrap_or_default() {
         config.scaling = Scaling::AlphaOverSqrtRank;
     }
+    config.dora = flag("use_dora")?.unwrap_or_default();
+    config.lora_bias = flag("lora_bias")?.unwrap_or_default();
+    config.dropout =
+        optional(path, fields, "lora_dropout", "a number", Value::as_f64)?.unwrap_or_default();
+    config.bias = optional(path, fields, "bias", "\"none\", \"all\" or \"lora_only\"", bias)?
+        .unwrap_or_default();
+    config.modules_to_save =
+        optional(path, fields, "modules_to_save", "null or a list of names", strings)?
+            .unwrap_or_default();
+    config.trainable_tokens = optional(
+        path,
+        fields,
+        "trainable_token_indices",
+        "null, a list of token ids, or names with such lists",
+        tokens,
+    )?
+    .unwrap_or_default();
+    config.init = match fields.get("init_lora_weights") {
+        None => Init::default(),
+        Some(value) => init(value).ok_or_else(|| {
+            let supported = "true, false, gaussian, orthogonal, eva, pissa and olora are; convert \
+                             the adapter to plain LoRA";
+            unsupported(path, "init_lora_weights", value, supported)
+        })?,
+    };
     Ok(config)
+}
+
+fn bias(value: &Value) -> Option<TrainedBias> {
+    match value.as_str()? {
+        "none" => Some(TrainedBias::None),
+        "all" => Some(TrainedBias::All),
+        "lora_only" => Some(TrainedBias::LoraOnly),
+        _ => None,
+    }
+}
+
+/// PEFT means the model's input embedding by a list without a name.
+fn tokens(value: &Value) -> Option<Vec<(String, Vec<usize>)>> {
+    match value {
+        Value::Array(_) => Some(vec![("embed_tokens".to_owned(), indices(value)?)]),
+        Value::Object(entries) => {
+            entries.iter().map(|(name, ids)| Some((name.clone(), indices(ids)?))).collect()
+        }
+        _ => None,
+    }
+}
+
+/// What an adapter's start did to the base. The starting values themselves do not matter: the file's
+/// tensors are in their places.
+fn init(value: &Value) -> Option<Init> {
+    match value {
+        Value::Null | Value::Bool(_) => Some(Init::default()),
+        Value::String(name) => match name.to_ascii_lowercase().as_str() {
+            "gaussian" | "orthogonal" | "eva" | "kaiming" => Some(Init::default()),
+            "pissa" => Some(Init::Pissa { iterations: None }),
+            "olora" => Some(Init::Olora),
+            name => {
+                let iterations = name.strip_prefix("pissa_niter_")?.parse().ok()?;
+                Some(Init::Pissa { iterations: Some(iterations) })
+            }
+        },
+        _ => None,
+    }
+}
+
+/// What `folder`'s config says beside the mathematics.
+///
+/// # Errors
+/// When the file cannot be read or is no JSON object.
+pub fn read_adapter_info(folder: impl AsRef<Path>) -> Result<AdapterInfo> {
+    let (_, fields) = read_fields(folder.as_ref())?;
+    let text = |field| fields.get(field).and_then(Value::as_str).map(str::to_owned);
+    Ok(AdapterInfo { base_model: text("base_model_name_or_path"), task_type: text("task_type") })
+}
+
+fn read_fields(folder: &Path) -> Result<(PathBuf, Map<String, Value>)> {
+    let path = folder.join(CONFIG_FILE);
+    let text = fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
+    let fields = serde_json::from_str(&text).map_err(|source| {
+        Error::malformed(&path, "the file", "a JSON object", format!("an error: {source}"))
+    })?;
+    Ok((path, fields))
+}
+
+fn unsupported(path: &Path, field: &str, found: &Value, supported: &str) -> Error {
+    ErrorKind::UnsupportedField {
+        path: path.to_owned(),
+        field: field.to_owned(),
+        found: found.to_string(),
+        supported: supported.to_owned(),
+    }
+    .into()
 }
 
 /// Refuses every field that this crate neither reads nor knows to be harmless.
 fn check_known(path: &Path, fields: &Map<String, Value>) -> Result<()> {
-    let unsupported = |field: &str, found: &Value, supported: &str| -> Result<()> {
-        Err(ErrorKind::UnsupportedField {
-            path: path.to_owned(),
-            field: field.to_owned(),
-            found: found.to_string(),
-            supported: supported.to_owned(),
-        }
-        .into())
-    };
     match fields.get("peft_type") {
         Some(Value::String(kind)) if kind == "LORA" => {}
-        Some(other) => return unsupported("peft_type", other, "only \"LORA\" is"),
+        Some(other) => return Err(unsupported(path, "peft_type", other, "only \"LORA\" is")),
         None => {
             return Err(Error::malformed(path, "peft_type", "\"LORA\"", "no such field"));
         }
     }
     for (field, value) in fields {
         match field.as_str() {
-            // These change the base's weights, which a reader of the file cannot know.
-            "init_lora_weights" => {
-                let harmless = ["gaussian", "orthogonal", "kaiming"];
-                if value.as_str().is_some_and(|name| !harmless.contains(&name)) {
-                    return unsupported(
-                        field,
-                        value,
-                        "it changes the base; convert it to plain LoRA",
-                    );
-                }
-            }
-            "use_rslora" if !(value.is_boolean() || value.is_null()) => {
-                return Err(Error::malformed(path, field, "true or false", value.to_string()));
-            }
             field if READ.contains(&field) || IRRELEVANT.contains(&field) => {}
             field if is_default(field, value) => {}
             field => {
-                return unsupported(
-                    field,
-                    value,
-                    "only its default is; export the adapter without it",
-                );
+                let supported = "only its default is; export the adapter without it";
+                return Err(unsupported(path, field, value, supported));
             }
         }
     }
@@ -127,7 +219,6 @@ fn check_known(path: &Path, fields: &Map<String, Value>) -> Result<()> {
 /// Whether a field that is not read here is as PEFT leaves it.
 fn is_default(field: &str, value: &Value) -> bool {
     match field {
-        "bias" => value == "none",
         "qalora_group_size" => true, // used with use_qalora only
         _ => match value {
             Value::Null | Value::Bool(false) => true,
@@ -153,15 +244,48 @@ fn require<T>(
     read(value).ok_or_else(|| Error::malformed(path, field, expected, found()))
 }
 
+/// A field that may be absent or null.
+fn optional<T>(
+    path: &Path,
+    fields: &Map<String, Value>,
+    field: &'static str,
+    expected: &'static str,
+    read: impl Fn(&Value) -> Option<T>,
+) -> Result<Option<T>> {
+    match fields.get(field) {
+        None | Some(Value::Null) => Ok(None),
+        Some(_) => require(path, fields, field, expected, read).map(Some),
+    }
+}
+
 fn target_modules(value: &Value) -> Option<TargetModules> {
     match value {
-        Value::String(name) if name == "all-linear" => Some(TargetModules::AllLinear),
-        Value::String(pattern) => Some(TargetModules::Pattern(pattern.clone())),
-        Value::Array(entries) => {
-            let names = entries.iter().map(|entry| entry.as_str().map(str::to_owned));
-            Some(TargetModules::Names(names.collect::<Option<_>>()?))
+        Value::String(name) if name.eq_ignore_ascii_case("all-linear") => {
+            Some(TargetModules::AllLinear)
         }
-        _ => None,
+        Value::String(pattern) => Some(TargetModules::Pattern(pattern.clone())),
+        names => strings(names).map(TargetModules::Names),
+    }
+}
+
+fn exclude_modules(value: &Value) -> Option<ExcludeModules> {
+    match value {
+        // PEFT takes an empty pattern for none.
+        Value::String(pattern) if pattern.is_empty() => Some(ExcludeModules::Names(Vec::new())),
+        Value::String(pattern) => Some(ExcludeModules::Pattern(pattern.clone())),
+        names => strings(names).map(ExcludeModules::Names),
+    }
+}
+
+fn strings(value: &Value) -> Option<Vec<String>> {
+    value.as_array()?.iter().map(|entry| entry.as_str().map(str::to_owned)).collect()
+}
+
+fn indices(value: &Value) -> Option<Vec<usize>> {
+    let index = |value: &Value| usize::try_from(value.as_u64()?).ok();
+    match value {
+        Value::Array(entries) => entries.iter().map(index).collect(),
+        one => Some(vec![index(one)?]),
     }
 }
 
@@ -192,10 +316,19 @@ pub(super) fn to_json(config: &LoraConfig, info: &AdapterInfo) -> Value {
         TargetModules::Names(names) => json!(names),
         TargetModules::Pattern(pattern) => json!(pattern),
     };
-    let init = match config.init {
-        Init::GaussianA { .. } | Init::GaussianB { .. } => json!("gaussian"),
-        Init::KaimingUniformA => json!(true),
+    let excluded = match &config.exclude_modules {
+        None => Value::Null,
+        Some(ExcludeModules::Names(names)) => json!(names),
+        Some(ExcludeModules::Pattern(pattern)) => json!(pattern),
     };
+    let bias = match config.bias {
+        TrainedBias::None => "none",
+        TrainedBias::All => "all",
+        TrainedBias::LoraOnly => "lora_only",
+    };
+    let tokens: Map<String, Value> =
+        config.trainable_tokens.iter().map(|(name, ids)| (name.clone(), json!(ids))).collect();
+    let tokens = if tokens.is_empty() { Value::Null } else { Value::Object(tokens) };
     let ranks: Map<String, Value> =
         config.rank_pattern.iter().map(|(key, rank)| (key.clone(), json!(rank))).collect();
     let alphas: Map<String, Value> =
@@ -207,20 +340,98 @@ pub(super) fn to_json(config: &LoraConfig, info: &AdapterInfo) -> Value {
         "inference_mode": true,
         "r": config.rank,
         "lora_alpha": number(config.alpha),
-        "lora_dropout": 0.0,
+        "lora_dropout": config.dropout,
         "target_modules": targets,
+        "exclude_modules": excluded,
+        "layers_to_transform": or_null(&config.layers_to_transform),
+        "layers_pattern": or_null(&config.layers_pattern),
         "rank_pattern": ranks,
         "alpha_pattern": alphas,
         "use_rslora": config.scaling == Scaling::AlphaOverSqrtRank,
-        "use_dora": false,
-        "bias": "none",
-        "modules_to_save": null,
+        "use_dora": config.dora,
+        "lora_bias": config.lora_bias,
+        "bias": bias,
+        "trainable_token_indices": tokens,
+        "modules_to_save": or_null(&config.modules_to_save),
         "fan_in_fan_out": false,
-        "init_lora_weights": init,
+        "init_lora_weights": true, // the weight is as it always was
     })
+}
+
+/// PEFT tells an empty list from none in places where it means none.
+fn or_null<T: Clone + Into<Value>>(list: &[T]) -> Value {
+    if list.is_empty() { Value::Null } else { Value::from(list) }
 }
 
 /// A whole number without a point: several readers of the format take `lora_alpha` as an integer.
 fn number(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 { json!(value as i64) } else { json!(value) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(fields: Value) -> Result<LoraConfig> {
+        let mut all =
+            json!({"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q"]});
+        let all = all.as_object_mut().expect("an object");
+        all.extend(fields.as_object().expect("an object").clone());
+        parse(Path::new(CONFIG_FILE), all)
+    }
+
+    #[test]
+    fn target_rules_come_back_as_they_were_written() {
+        let mut config = LoraConfig::new(4, 8.0);
+        for targets in [
+            TargetModules::AllLinear,
+            TargetModules::Pattern(".*q".to_owned()),
+            TargetModules::names(["q", "k"]),
+        ] {
+            for excluded in [
+                None,
+                Some(ExcludeModules::Pattern(".*q".to_owned())),
+                Some(ExcludeModules::names(["0.q"])),
+            ] {
+                config.target_modules = targets.clone();
+                config.exclude_modules = excluded;
+                let json = to_json(&config, &AdapterInfo::default());
+                assert_eq!(read(json).unwrap(), config);
+            }
+        }
+        config.layers_to_transform = vec![2, 0];
+        config.layers_pattern = vec!["h".to_owned(), "layers".to_owned()];
+        assert_eq!(read(to_json(&config, &AdapterInfo::default())).unwrap(), config);
+    }
+
+    #[test]
+    fn target_rules_in_every_form_that_peft_writes() {
+        let config = read(json!({
+            "target_modules": "ALL-linear",
+            "exclude_modules": "",
+            "layers_to_transform": 3,
+            "layers_pattern": "h",
+        }));
+        let config = config.unwrap();
+        assert_eq!(config.target_modules, TargetModules::AllLinear);
+        assert_eq!(config.exclude_modules, Some(ExcludeModules::Names(Vec::new())));
+        assert_eq!(
+            (config.layers_to_transform, config.layers_pattern),
+            (vec![3], vec!["h".into()])
+        );
+        let none =
+            json!({"exclude_modules": null, "layers_to_transform": null, "layers_pattern": ""});
+        let config = read(none).unwrap();
+        assert_eq!(config.exclude_modules, None);
+        assert!(config.layers_to_transform.is_empty() && config.layers_pattern.is_empty());
+        for (field, value) in [
+            ("exclude_modules", json!([1])),
+            ("layers_to_transform", json!([0, -1])),
+            ("layers_to_transform", json!(1.5)),
+            ("layers_pattern", json!(0)),
+        ] {
+            let message = read(json!({field: value})).unwrap_err().to_string();
+            assert!(message.contains(field) && message.contains("null, "), "{message}");
+        }
+    }
 }

@@ -1,115 +1,393 @@
-//! Reading an adapter's folder onto a model.
+//! Reading an adapter's folder for a model.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::path::Path;
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
-use super::WEIGHTS_FILE;
 use super::config::read_adapter_config;
-use super::keys::{Factor, key};
+use super::fingerprint::fingerprint;
+use super::keys::{self, Part, Slot};
+use super::{FINGERPRINT, WEIGHTS_FILE};
 use crate::adapter::{LoraAdapter, adapter_dtype};
 use crate::config::AdapterConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::inject::{InjectReport, attach, resolve_targets};
+use crate::init::Init;
+use crate::inject::{self, InjectReport, Plan};
 use crate::layer::Adaptation;
-use crate::target::Unmatched;
+use crate::replacement::{Replacement, TokenRows};
+use crate::set::AdapterSet;
 use crate::visit::VisitLora;
 
+/// How an adapter's folder is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Whether a tensor that is missing, or in the file and belongs to nothing, is an error; else it is
+    /// reported only, and a layer of which a tensor is missing gets no adapter.
+    pub strict: bool,
+    /// Whether the adapter must have been made over this very base, as far as its file says which.
+    pub check_base: bool,
+    /// Whether the model holds the weights that a PiSSA, OLoRA or similar start left over, and not the
+    /// original ones. Over the original ones, what the start took out of them is computed again, which
+    /// exact PiSSA and OLoRA allow.
+    pub residual_base: bool,
+}
+
+impl Default for LoadOptions {
+    /// Strict, over the original base that the file names.
+    fn default() -> Self {
+        Self { strict: true, check_base: true, residual_base: false }
+    }
+}
+
+/// What reading an adapter found. Prints as the table of what was applied, and a line for each of the
+/// rest that is not empty.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct LoadReport {
+    /// What was applied, and what of the model has no adapter.
+    pub applied: InjectReport,
+    /// Keys that the config asks for and the file lacks.
+    pub missing: Vec<String>,
+    /// Keys of the file that belong to nothing.
+    pub unused: Vec<String>,
+    /// Layers that the adapter leaves as they are: its update is zero.
+    pub unchanged: Vec<String>,
+    /// Whether the base is the one that the adapter was made over; `None` where the file does not say.
+    pub same_base: Option<bool>,
+}
+
+impl fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.applied)?;
+        for (what, names) in [
+            ("missing", &self.missing),
+            ("unused", &self.unused),
+            ("changes nothing", &self.unchanged),
+        ] {
+            if !names.is_empty() {
+                write!(f, "\n{what}: {}", names.join(", "))?;
+            }
+        }
+        if self.same_base == Some(false) {
+            write!(f, "\nmade over another base")?;
+        }
+        Ok(())
+    }
+}
+
 /// Freezes the model and attaches the adapter in `folder`, written by PEFT or by
-/// [`save_adapter`](crate::save_adapter).
+/// [`save_adapter`](crate::save_adapter), strictly; [`load_adapter_with`] reads in other ways.
 ///
 /// # Errors
 /// When a file cannot be read or is damaged; when the config asks for something unknown here; when
-/// a tensor is missing, unused, of the wrong shape or not finite (all of them are named). All of it
-/// is checked before anything is attached.
+/// a tensor is missing, unused, of the wrong shape or not finite (all of them are named); when the
+/// adapter was made over another base. All of it is checked before anything is attached.
 pub fn load_adapter<M: Module + VisitLora>(
     model: M,
     folder: impl AsRef<Path>,
-) -> Result<(M, InjectReport)> {
+) -> Result<(M, LoadReport)> {
+    load_adapter_with(model, folder, &LoadOptions::default())
+}
+
+/// As [`load_adapter`], but as `options` say.
+///
+/// # Errors
+/// As [`load_adapter`], less what the options allow.
+pub fn load_adapter_with<M: Module + VisitLora>(
+    model: M,
+    folder: impl AsRef<Path>,
+    options: &LoadOptions,
+) -> Result<(M, LoadReport)> {
+    let (set, mut report) = read_adapter(&model, folder, options)?;
+    let (model, applied) = set.attach(model)?;
+    report.applied = applied;
+    Ok((model, report))
+}
+
+/// Reads the adapter in `folder` for the model, without putting it on. `applied` of the report is empty.
+///
+/// # Errors
+/// As [`load_adapter`].
+pub fn read_adapter<M: VisitLora>(
+    model: &M,
+    folder: impl AsRef<Path>,
+    options: &LoadOptions,
+) -> Result<(AdapterSet, LoadReport)> {
     let folder = folder.as_ref();
     let config = read_adapter_config(folder)?;
-    let targets = resolve_targets(&model, &config, Unmatched::Ignored)?;
-
     let path = folder.join(WEIGHTS_FILE);
     let bytes = fs::read(&path).map_err(|source| Error::io(&path, source))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|source| {
+    let malformed = |source: safetensors::SafeTensorError| {
         Error::malformed(&path, "the file", "a safetensors file", format!("an error: {source}"))
+    };
+    let tensors = SafeTensors::deserialize(&bytes).map_err(malformed)?;
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(malformed)?;
+    let made_over =
+        metadata.metadata().as_ref().and_then(|entries| entries.get(FINGERPRINT).cloned());
+
+    let plan = Plan::new(model, &config, |selection, others| {
+        let others = others.into_iter().filter(|problem| problem.bars_loading());
+        let others: Vec<_> = others.collect();
+        if !others.is_empty() {
+            return Err(Error::config(others));
+        }
+        selection.into_result_for_loading()
     })?;
-    let pairs = match_tensors(&model, &targets, &tensors).map_err(|problems| {
+    let reader = Reader::new(&tensors, options);
+    let (entries, report) = reader.read(model, plan).map_err(|problems| {
         Error::from(ErrorKind::AdapterMismatch { path: folder.to_owned(), problems })
     })?;
-
-    let mut pairs = pairs.into_iter();
-    attach(model, targets, |config, layer| {
-        let weight = layer.weight();
-        let (device, dtype) = (weight.device(), adapter_dtype(weight.dtype(), None)?);
-        let (a, b) = pairs.next().expect("one pair was matched for each target");
-        let [a, b] = [a, b].map(|matrix| matrix.into_tensor(&device, dtype));
-        Ok(Adaptation::LowRank(LoraAdapter::unchecked(a, b, config.alpha, config.scaling)))
-    })
+    let set = AdapterSet::from_entries(entries?);
+    let paths: Vec<&str> = set.paths().collect();
+    let here = made_over.as_ref().map(|_| fingerprint(model, &paths));
+    let same_base = made_over.as_ref().map(|made_over| Some(made_over) == here.as_ref());
+    if let (Some(false), true) = (same_base, options.check_base) {
+        return Err(ErrorKind::OtherBase { path: folder.to_owned() }.into());
+    }
+    Ok((set, LoadReport { same_base, ..report }))
 }
 
-/// One matrix in torch's layout.
-struct HostMatrix {
-    shape: [usize; 2],
+/// What a reader makes of a file, or one line for each tensor that does not fit.
+type Read = Result<(Result<Vec<(String, Adaptation)>>, LoadReport), Vec<String>>;
+
+struct Reader<'a> {
+    tensors: &'a SafeTensors<'a>,
+    options: &'a LoadOptions,
+    keys: BTreeMap<(String, Part), String>,
+    problems: Vec<String>,
+    missing: Vec<String>,
+    unused: Vec<String>,
+    unchanged: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(tensors: &'a SafeTensors<'a>, options: &'a LoadOptions) -> Self {
+        let mut names = tensors.names();
+        names.sort_unstable();
+        let (mut keys, mut unused, mut problems) = (BTreeMap::new(), Vec::new(), Vec::new());
+        for name in names {
+            match keys::parse(name) {
+                Some(key) => {
+                    if let Some(other) = keys.insert(key, name.to_owned()) {
+                        problems.push(format!("{other} and {name} are the same tensor"));
+                    }
+                }
+                None => unused.push(name.to_owned()),
+            }
+        }
+        let (missing, unchanged) = (Vec::new(), Vec::new());
+        Self { tensors, options, keys, problems, missing, unused, unchanged }
+    }
+
+    fn read<M: VisitLora>(mut self, model: &M, plan: Plan) -> Read {
+        let mut entries = Vec::new();
+        let mut parts = plan.parts.into_iter().peekable();
+        let mut failure = None;
+        model.visit_lora("", &mut |path, layer| {
+            let Some((_, part)) = parts.next_if(|(planned, _)| planned == path) else { return };
+            let slot = Slot::of(layer);
+            let weight = layer.weight();
+            let adaptation = match part {
+                inject::Part::LowRank(config) => {
+                    self.low_rank(path, &slot, &config, &weight).transpose()
+                }
+                inject::Part::Whole => self.whole(path, &slot, &weight).map(Ok),
+                inject::Part::Bias => self.bias(path, &slot, &weight).map(Ok),
+                inject::Part::Tokens(ids) => self.tokens(path, &slot, &ids, &weight).transpose(),
+            };
+            match adaptation {
+                Some(Ok(adaptation)) => entries.push((path.to_owned(), adaptation)),
+                Some(Err(error)) => failure = failure.take().or(Some(error.at(path))),
+                None => {}
+            }
+        });
+        self.unused.extend(std::mem::take(&mut self.keys).into_values());
+        if self.options.strict {
+            let missing = self.missing.iter().map(|key| format!("{key} is missing"));
+            self.problems.extend(missing);
+            let unused = self.unused.iter();
+            self.problems.extend(
+                unused.map(|key| format!("{key} is in the file, but belongs to no target")),
+            );
+        }
+        if !self.problems.is_empty() {
+            return Err(self.problems);
+        }
+        let report = LoadReport {
+            missing: self.missing,
+            unused: self.unused,
+            unchanged: self.unchanged,
+            ..LoadReport::default()
+        };
+        Ok((failure.map_or(Ok(entries), Err), report))
+    }
+
+    fn low_rank(
+        &mut self,
+        path: &str,
+        slot: &Slot,
+        config: &AdapterConfig,
+        weight: &Tensor<2>,
+    ) -> Result<Option<Adaptation>> {
+        let (device, dtype) = (weight.device(), adapter_dtype(weight.dtype(), config.dtype)?);
+        let rank = config.rank;
+        // All are read before any is judged, so that all that are missing are told.
+        let a = self.take(path, slot, Part::A, rank);
+        let b = self.take(path, slot, Part::B, rank);
+        let lora_bias = config.lora_bias.then(|| self.take(path, slot, Part::LoraBias, rank));
+        let magnitude = config.dora.then(|| self.take(path, slot, Part::Magnitude, rank));
+        let trains_bias = config.train_bias && slot.has_bias();
+        let base_bias = trains_bias.then(|| self.take(path, slot, Part::BaseBias, rank));
+        self.check_base_weight(path, slot, weight);
+        let optional = [lora_bias, magnitude, base_bias];
+        let (Some(a), Some(b)) = (a, b) else { return Ok(None) };
+        if optional.iter().any(|read| matches!(read, Some(None))) {
+            return Ok(None);
+        }
+        let [lora_bias, magnitude, base_bias] =
+            optional.map(|read| Some(Param::from_tensor(read??.vector(&device, dtype))));
+
+        let is_zero = a.is_zero() || b.is_zero();
+        let alone = lora_bias.is_none() && magnitude.is_none() && base_bias.is_none();
+        let [lora_a, lora_b] = [a, b].map(|matrix| matrix.matrix(&device, dtype));
+        let mut adapter =
+            LoraAdapter::from_tensors_grouped(lora_a, lora_b, config.alpha, config.scaling)?;
+        adapter.lora_bias = lora_bias;
+        adapter.magnitude = magnitude;
+        adapter.base_bias = base_bias;
+        if config.init.needs_weight() && !self.options.residual_base {
+            if !matches!(config.init, Init::Pissa { iterations: None } | Init::Olora) {
+                return Err(Error::setting(
+                    "init_lora_weights",
+                    "a start that can be computed again (pissa, olora), or a residual base",
+                    "one with random numbers in it; convert the adapter to plain LoRA",
+                ));
+            }
+            adapter.start_at(weight, config)?;
+        } else if is_zero && alone {
+            self.unchanged.push(path.to_owned());
+        }
+        Ok(Some(Adaptation::LowRank(adapter)))
+    }
+
+    fn whole(&mut self, path: &str, slot: &Slot, weight: &Tensor<2>) -> Option<Adaptation> {
+        let device = weight.device();
+        let dtype = adapter_dtype(weight.dtype(), None).ok()?;
+        let read = self.take(path, slot, Part::Weight, 0);
+        let bias = slot.has_bias().then(|| self.take(path, slot, Part::Bias, 0));
+        let weight = Param::from_tensor(read?.matrix(&device, dtype));
+        let bias = match bias {
+            Some(read) => Some(Param::from_tensor(read?.vector(&device, dtype))),
+            None => None,
+        };
+        Some(Adaptation::Replacement(Replacement { weight: Some(weight), bias, tokens: None }))
+    }
+
+    fn bias(&mut self, path: &str, slot: &Slot, weight: &Tensor<2>) -> Option<Adaptation> {
+        let dtype = adapter_dtype(weight.dtype(), None).ok()?;
+        let bias = self.take(path, slot, Part::Bias, 0)?.vector(&weight.device(), dtype);
+        let bias = Some(Param::from_tensor(bias));
+        Some(Adaptation::Replacement(Replacement { weight: None, bias, tokens: None }))
+    }
+
+    fn tokens(
+        &mut self,
+        path: &str,
+        slot: &Slot,
+        ids: &[usize],
+        weight: &Tensor<2>,
+    ) -> Result<Option<Adaptation>> {
+        let dtype = adapter_dtype(weight.dtype(), None)?;
+        let Some(read) = self.take(path, slot, Part::Tokens, ids.len()) else { return Ok(None) };
+        self.check_base_weight(path, slot, weight);
+        let rows = read.matrix(&weight.device(), dtype);
+        let tokens = Some(TokenRows::from_rows(weight, ids, rows)?);
+        Ok(Some(Adaptation::Replacement(Replacement { weight: None, bias: None, tokens })))
+    }
+
+    /// PEFT writes the frozen weight of an adapted embedding or head into the file. It must be this
+    /// model's: another one means other tokens.
+    fn check_base_weight(&mut self, path: &str, slot: &Slot, weight: &Tensor<2>) {
+        let key = (path.to_owned(), Part::BaseWeight);
+        if !self.keys.contains_key(&key) {
+            return;
+        }
+        let name = self.keys[&key].clone();
+        let Some(read) = self.take(path, slot, Part::BaseWeight, 0) else { return };
+        let here = weight.clone().without_autodiff();
+        let there = read.matrix(&here.device(), DType::F32);
+        let apart = (there.clone() - here.cast(DType::F32)).abs().max().into_scalar::<f32>();
+        // The file may hold a rounded copy.
+        let largest = there.abs().max().into_scalar::<f32>();
+        if apart > largest * 0.01 {
+            self.problems
+                .push(format!("{name} is not this model's weight: they differ by {apart}"));
+        }
+    }
+
+    /// The part of the layer, which is noted as missing or unfit where it is.
+    fn take(&mut self, path: &str, slot: &Slot, part: Part, size: usize) -> Option<HostTensor> {
+        let Some(name) = self.keys.remove(&(path.to_owned(), part)) else {
+            self.missing.push(keys::key(path, slot.kind, part));
+            return None;
+        };
+        let expected = slot.torch_shape(part, size);
+        let read = read_tensor(self.tensors, &name, &expected);
+        let (rows, columns) = match expected.split_first() {
+            Some((rows, others)) => (*rows, others.iter().product()),
+            None => (0, 0),
+        };
+        match read {
+            Ok(values) => {
+                Some(HostTensor { rows, columns, values, transposed: slot.is_transposed(part) })
+            }
+            Err(problem) => {
+                self.problems.push(problem);
+                None
+            }
+        }
+    }
+}
+
+/// A tensor's values in torch's order, as a matrix.
+struct HostTensor {
+    rows: usize,
+    columns: usize,
     values: Vec<f32>,
+    transposed: bool,
 }
 
-impl HostMatrix {
-    /// Transposed to our layout, once and for all: every forward pass reads it.
-    fn into_tensor(self, device: &Device, dtype: DType) -> Tensor<2> {
-        let [rows, columns] = self.shape;
+impl HostTensor {
+    fn is_zero(&self) -> bool {
+        self.values.iter().all(|value| *value == 0.0)
+    }
+
+    /// In our layout, once and for all: every forward pass reads it.
+    fn matrix(self, device: &Device, dtype: DType) -> Tensor<2> {
+        let (rows, columns) = (self.rows, self.columns);
+        if !self.transposed {
+            let data = TensorData::new(self.values, [rows, columns]);
+            return Tensor::from_data(data, (device, dtype));
+        }
         let values: Vec<f32> = (0..columns)
             .flat_map(|column| (0..rows).map(move |row| row * columns + column))
             .map(|index| self.values[index])
             .collect();
         Tensor::from_data(TensorData::new(values, [columns, rows]), (device, dtype))
     }
-}
 
-/// A and B for every target, or one line for each tensor that does not fit.
-fn match_tensors<M: VisitLora>(
-    model: &M,
-    targets: &[(String, AdapterConfig)],
-    tensors: &SafeTensors<'_>,
-) -> Result<Vec<(HostMatrix, HostMatrix)>, Vec<String>> {
-    let mut dims = Vec::new();
-    let mut wanted = targets.iter().map(|(path, _)| path.as_str()).peekable();
-    model.visit_lora("", &mut |path, layer| {
-        if wanted.next_if_eq(&path).is_some() {
-            dims.push(layer.dims());
-        }
-    });
-
-    let mut problems = Vec::new();
-    let mut unused: BTreeSet<String> =
-        tensors.names().iter().map(|name| name.to_string()).collect();
-    let mut pairs = Vec::new();
-    for ((path, config), [d_input, d_output]) in targets.iter().zip(dims) {
-        let mut read = |factor, expected| {
-            let key = key(path, factor);
-            unused.remove(&key);
-            read_matrix(tensors, &key, expected).map_err(|problem| problems.push(problem)).ok()
-        };
-        let a = read(Factor::A, [config.rank, d_input]);
-        let b = read(Factor::B, [d_output, config.rank]);
-        pairs.extend(a.zip(b));
+    fn vector(self, device: &Device, dtype: DType) -> Tensor<1> {
+        let length = self.values.len();
+        Tensor::from_data(TensorData::new(self.values, [length]), (device, dtype))
     }
-    problems
-        .extend(unused.iter().map(|key| format!("{key} is in the file, but belongs to no target")));
-    if problems.is_empty() { Ok(pairs) } else { Err(problems) }
 }
 
-fn read_matrix(
-    tensors: &SafeTensors<'_>,
-    key: &str,
-    shape: [usize; 2],
-) -> Result<HostMatrix, String> {
+fn read_tensor(tensors: &SafeTensors<'_>, key: &str, shape: &[usize]) -> Result<Vec<f32>, String> {
     let tensor = tensors.tensor(key).map_err(|_| format!("{key} is missing"))?;
     if tensor.shape() != shape {
         return Err(format!("{key}: expected shape {shape:?}, found {:?}", tensor.shape()));
@@ -119,7 +397,7 @@ fn read_matrix(
     if values.iter().any(|value| !value.is_finite()) {
         return Err(format!("{key}: expected finite values, found NaN or infinity"));
     }
-    Ok(HostMatrix { shape, values })
+    Ok(values)
 }
 
 fn to_f32(tensor: &TensorView<'_>) -> Option<Vec<f32>> {

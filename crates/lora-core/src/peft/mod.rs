@@ -2,22 +2,39 @@
 //!
 //! A folder holds `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! - A tensor's key MUST be `base_model.model.<module path>.lora_A.weight`, `[rank, d_input]`, or
-//!   `….lora_B.weight`, `[d_output, rank]`: torch's layout, transposed to ours.
+//! - A tensor's key is `base_model.model.<module path>` and an ending: `.lora_A.weight`,
+//!   `[rank, d_input]`, and `.lora_B.weight`, `[d_output, rank]` (torch's layout, transposed to ours);
+//!   of an embedding `.lora_embedding_A` and `.lora_embedding_B`; of a convolution
+//!   `[rank, channels_in, kernel...]` and `[channels_out, rank / groups, 1...]`.
+//! - Others are there where the config says so: `.lora_B.bias` (`lora_bias`), `.lora_magnitude_vector`
+//!   (`use_dora`), `.base_layer.bias` and `.bias` (`bias`), `.weight` and `.bias` (`modules_to_save`),
+//!   `.token_adapter.trainable_tokens_delta` (`trainable_token_indices`; the rows themselves).
+//! - `.base_layer.weight` MAY be there, and is compared with the model's.
+//! - Older forms of keys MAY be read: with the adapter's name in them, without the prefix, with
+//!   `_orig_mod.`.
 //! - The config MUST hold `peft_type` = `"LORA"`, `r`, `lora_alpha` and `target_modules`. A field
 //!   that is not known here MUST be at its default, since it may change the mathematics.
+//! - `exclude_modules`, `layers_to_transform` and `layers_pattern` MAY narrow the targets. They are
+//!   read and applied; what is written here names its targets without them.
+//! - An entry of a list MAY match nothing in the model, as long as something is a target: files are
+//!   made for several kinds of model, and the tensors MUST fit the targets one to one.
 //! - Adapter tensors are written as f32; f16 and bf16 MAY be read.
+//! - The metadata holds `format` = `pt`, and MAY hold `base_fingerprint`, which PEFT ignores.
 //!
 //! Source: files that PEFT 0.21.2 wrote.
 
 mod config;
+mod fingerprint;
 mod keys;
 mod load;
 mod save;
 
-pub use config::{AdapterInfo, read_adapter_config};
-pub use load::load_adapter;
+pub use config::{AdapterInfo, read_adapter_config, read_adapter_info};
+pub use load::{LoadOptions, LoadReport, load_adapter, load_adapter_with, read_adapter};
 pub use save::{save_adapter, write_folder};
 
 const CONFIG_FILE: &str = "adapter_config.json";
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// The metadata entry that says over which weights the adapter was made.
+const FINGERPRINT: &str = "base_fingerprint";

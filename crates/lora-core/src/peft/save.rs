@@ -5,69 +5,111 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 
+use burn::module::Param;
 use burn::tensor::{DType, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::config::{AdapterInfo, to_json};
-use super::keys::{Factor, key};
-use super::{CONFIG_FILE, WEIGHTS_FILE};
+use super::fingerprint::fingerprint;
+use super::keys::{Part, Slot, key};
+use super::{CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE};
 use crate::adapter::LoraAdapter;
-use crate::config::LoraConfig;
+use crate::config::{LoraConfig, TrainedBias};
 use crate::error::{Error, ErrorKind, Result};
+use crate::layer::Adaptation;
 use crate::target::TargetModules;
 use crate::visit::VisitLora;
 
 /// Writes the model's adapters, and nothing else of the model, as a new folder in PEFT's format.
 ///
-/// Rank, alpha and targets are read off the adapters themselves, so that the config cannot disagree
-/// with the tensors. The folder is written under another name beside it and renamed when it is
-/// complete.
+/// Rank, alpha, targets and variants are read off the adapters themselves, so that the config cannot
+/// disagree with the tensors. An adapter with an offset is written in its plain form, of twice the rank.
+/// The folder is written under another name beside it and renamed when it is complete.
 ///
 /// # Errors
-/// When the folder exists already or cannot be written; when A or B holds NaN or infinity; when the model has no adapter, or adapters
-/// with both scaling rules, which the format cannot express.
+/// When the folder exists already or cannot be written; when a value is NaN or infinite; when the model
+/// has no adapter, or adapters that the format cannot express together: with both scaling rules, with
+/// and without DoRA or adapter biases, or with different dropout.
 pub fn save_adapter<M: VisitLora>(
     model: &M,
     folder: impl AsRef<Path>,
     info: &AdapterInfo,
 ) -> Result<()> {
     let folder = folder.as_ref();
-    let config = describe(model)?;
+    let layers = layers(model);
+    let config = describe(&layers)?;
     let json = serde_json::to_string_pretty(&to_json(&config, info))
         .expect("a value of strings and finite numbers is always JSON");
-    let tensors = tensors(model)?;
+    let tensors = tensors(&layers)?;
     let views = tensors.iter().map(|(key, shape, bytes)| {
         let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
         (key, view.expect("the bytes were made for the shape"))
     });
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let adapted = layers.iter().filter(|layer| layer.adaptation.is_some());
+    let paths: Vec<&str> = adapted.map(|layer| layer.path.as_str()).collect();
+    let metadata = HashMap::from([
+        ("format".to_owned(), "pt".to_owned()),
+        (FINGERPRINT.to_owned(), fingerprint(model, &paths)),
+    ]);
     let weights = safetensors::serialize(views, Some(metadata))
         .expect("keys are distinct and lengths fit their shapes");
     write_folder(folder, &[(CONFIG_FILE, json.as_bytes()), (WEIGHTS_FILE, &weights)])
 }
 
-/// The config that describes the adapters that the model has.
-fn describe<M: VisitLora>(model: &M) -> Result<LoraConfig> {
-    let mut layers: Vec<(String, Option<&LoraAdapter>)> = Vec::new();
+/// A layer as the file sees it.
+struct Layer {
+    path: String,
+    slot: Slot,
+    adaptation: Option<Adaptation>,
+}
+
+fn layers<M: VisitLora>(model: &M) -> Vec<Layer> {
+    let mut layers = Vec::new();
     model.visit_lora("", &mut |path, layer| {
-        layers.push((path.to_owned(), layer.adapter()));
+        let adaptation = layer.adaptation().map(|adaptation| match adaptation {
+            Adaptation::LowRank(adapter) => Adaptation::LowRank(adapter.into_plain()),
+            other => other,
+        });
+        layers.push(Layer { path: path.to_owned(), slot: Slot::of(layer), adaptation });
     });
-    let adapted: Vec<(&str, &LoraAdapter)> =
-        layers.iter().filter_map(|(path, adapter)| Some((path.as_str(), (*adapter)?))).collect();
+    layers
+}
+
+/// The config that describes the adapters that the model has.
+fn describe(layers: &[Layer]) -> Result<LoraConfig> {
+    let adapted = layers.iter().filter_map(|layer| match &layer.adaptation {
+        Some(Adaptation::LowRank(adapter)) => Some((layer.path.as_str(), adapter)),
+        _ => None,
+    });
+    let adapted: Vec<(&str, &LoraAdapter)> = adapted.collect();
     let Some((_, first)) = adapted.first() else {
         return Err(Error::setting("adapter", "a model with adapters", "a model without"));
     };
-    if adapted.iter().any(|(_, adapter)| adapter.scaling_rule() != first.scaling_rule()) {
-        return Err(Error::setting("scaling", "one rule for all layers", "two rules"));
+    fn same<T: PartialEq>(
+        adapted: &[(&str, &LoraAdapter)],
+        setting: &'static str,
+        of: impl Fn(&LoraAdapter) -> T,
+    ) -> Result<T> {
+        let first = of(adapted[0].1);
+        match adapted.iter().find(|(_, adapter)| of(adapter) != first) {
+            None => Ok(first),
+            Some((path, _)) => {
+                let (expected, found) = ("one choice for all layers", format!("another at {path}"));
+                Err(Error::setting(setting, expected, found))
+            }
+        }
     }
-
     let mut config = LoraConfig::new(
         most_common(adapted.iter().map(|(_, adapter)| adapter.rank())),
         most_common(adapted.iter().map(|(_, adapter)| adapter.alpha())),
     );
     config.scaling = first.scaling_rule();
+    same(&adapted, "scaling", LoraAdapter::scaling_rule)?;
+    config.dora = same(&adapted, "dora", |adapter| adapter.magnitude.is_some())?;
+    config.lora_bias = same(&adapted, "lora_bias", |adapter| adapter.lora_bias.is_some())?;
+    config.dropout = same(&adapted, "dropout", LoraAdapter::dropout)?;
     // A pattern's key is a regular expression for the end of the path; this one means one path only.
-    let exactly = |path: &str| format!("^{}", path.replace('.', r"\."));
+    let exactly = |path: &str| format!("^{}", regex::escape(path));
     for (path, adapter) in &adapted {
         if adapter.rank() != config.rank {
             config.rank_pattern.push((exactly(path), adapter.rank()));
@@ -76,19 +118,57 @@ fn describe<M: VisitLora>(model: &M) -> Result<LoraConfig> {
             config.alpha_pattern.push((exactly(path), adapter.alpha()));
         }
     }
-    config.target_modules = TargetModules::Names(target_names(&layers));
+    if adapted.iter().any(|(_, adapter)| adapter.base_bias.is_some()) {
+        config.bias = TrainedBias::LoraOnly;
+    }
+    let is_target = |layer: &Layer| matches!(layer.adaptation, Some(Adaptation::LowRank(_)));
+    config.target_modules = TargetModules::Names(names(layers, is_target));
+    let is_saved = |layer: &Layer| matches!(&layer.adaptation, Some(Adaptation::Replacement(part)) if part.weight.is_some());
+    config.modules_to_save = names(layers, is_saved);
+    for layer in layers {
+        let Some(Adaptation::Replacement(part)) = &layer.adaptation else { continue };
+        match (&part.weight, &part.tokens, &part.bias) {
+            (None, Some(tokens), _) => {
+                config.trainable_tokens.push((layer.path.clone(), tokens.ids().to_vec()));
+            }
+            (None, None, Some(_)) => config.bias = TrainedBias::All,
+            _ => {}
+        }
+    }
+    check_biases(layers, config.bias)?;
     Ok(config)
 }
 
-/// The last names of the adapted layers where every layer of that name is adapted, whole paths
+/// A reader expects a bias for every layer that has one, of those that `bias` means.
+fn check_biases(layers: &[Layer], bias: TrainedBias) -> Result<()> {
+    let lacks = layers.iter().filter(|layer| layer.slot.has_bias()).find(|layer| {
+        let trained = match &layer.adaptation {
+            Some(Adaptation::LowRank(adapter)) => adapter.base_bias.is_some(),
+            Some(Adaptation::Replacement(part)) => part.bias.is_some(),
+            None => bias != TrainedBias::All,
+        };
+        bias != TrainedBias::None && !trained
+    });
+    match lacks {
+        None => Ok(()),
+        Some(layer) => {
+            let found = format!("none at {}", layer.path);
+            Err(Error::setting("bias", "a trained bias for every layer that has one", found))
+        }
+    }
+}
+
+/// The last names of the layers that are meant where every layer of that name is, whole paths
 /// elsewhere.
-fn target_names(layers: &[(String, Option<&LoraAdapter>)]) -> Vec<String> {
+fn names(layers: &[Layer], is_meant: impl Fn(&Layer) -> bool) -> Vec<String> {
     let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
     let mut names = Vec::new();
-    for (path, _) in layers.iter().filter(|(_, adapter)| adapter.is_some()) {
+    for layer in layers.iter().filter(|layer| is_meant(layer)) {
         let whole =
-            layers.iter().all(|(other, adapter)| last(other) != last(path) || adapter.is_some());
-        let name = if whole { last(path) } else { path.clone() };
+            layers.iter().all(|other| last(&other.path) != last(&layer.path) || is_meant(other));
+        // A digit at the end is a place in a list, which names nothing elsewhere.
+        let named = last(&layer.path).parse::<usize>().is_err();
+        let name = if whole && named { last(&layer.path) } else { layer.path.clone() };
         if !names.contains(&name) {
             names.push(name);
         }
@@ -111,37 +191,58 @@ fn most_common<T: PartialEq + Copy>(values: impl Iterator<Item = T> + Clone) -> 
 
 type NamedBytes = (String, Vec<usize>, Vec<u8>);
 
-fn tensors<M: VisitLora>(model: &M) -> Result<Vec<NamedBytes>> {
+fn tensors(layers: &[Layer]) -> Result<Vec<NamedBytes>> {
     let mut tensors = Vec::new();
-    let mut failure = None;
-    model.visit_lora("", &mut |path, layer| {
-        let Some(adapter) = layer.adapter() else { return };
-        for factor in Factor::BOTH {
-            let tensor = match factor {
-                Factor::A => adapter.lora_a.val(),
-                Factor::B => adapter.lora_b.val(),
-            };
-            let (key, shape, values) = in_torch_layout(key(path, factor), tensor);
+    for Layer { path, slot, adaptation } in layers {
+        let mut add = |part: Part, size: usize, values: Vec<f32>| -> Result<()> {
             if values.iter().any(|value| !value.is_finite()) {
-                failure.get_or_insert_with(|| path.to_owned());
+                return Err(ErrorKind::NonFiniteAdapter { path: path.clone() }.into());
             }
             let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            tensors.push((key, shape, bytes));
+            tensors.push((key(path, slot.kind, part), slot.torch_shape(part, size), bytes));
+            Ok(())
+        };
+        let matrix = |part, matrix: &Param<Tensor<2>>| {
+            to_host(slot.in_torch_order(part, matrix.val().without_autodiff()))
+        };
+        let vector = |vector: &Param<Tensor<1>>| to_host(vector.val());
+        match adaptation {
+            None => {}
+            Some(Adaptation::LowRank(adapter)) => {
+                let rank = adapter.rank();
+                add(Part::A, rank, matrix(Part::A, &adapter.lora_a))?;
+                add(Part::B, rank, matrix(Part::B, &adapter.lora_b))?;
+                let vectors = [
+                    (Part::LoraBias, &adapter.lora_bias),
+                    (Part::Magnitude, &adapter.magnitude),
+                    (Part::BaseBias, &adapter.base_bias),
+                ];
+                for (part, values) in vectors {
+                    if let Some(values) = values {
+                        add(part, rank, vector(values))?;
+                    }
+                }
+            }
+            Some(Adaptation::Replacement(replacement)) => {
+                if let Some(weight) = &replacement.weight {
+                    add(Part::Weight, 0, matrix(Part::Weight, weight))?;
+                }
+                if let Some(bias) = &replacement.bias {
+                    add(Part::Bias, 0, vector(bias))?;
+                }
+                if let Some(tokens) = &replacement.tokens {
+                    let rows = matrix(Part::Tokens, &tokens.rows);
+                    add(Part::Tokens, tokens.ids().len(), rows)?;
+                }
+            }
         }
-    });
-    match failure {
-        Some(path) => Err(ErrorKind::NonFiniteAdapter { path }.into()),
-        None => Ok(tensors),
     }
+    Ok(tensors)
 }
 
-/// `[in, out]` here is `[out, in]` in torch.
-fn in_torch_layout(key: String, tensor: Tensor<2>) -> (String, Vec<usize>, Vec<f32>) {
-    let tensor = tensor.without_autodiff().cast(DType::F32).transpose();
-    let shape = tensor.dims().to_vec();
-    let values: Vec<f32> =
-        tensor.into_data().try_to_vec().expect("the tensor was just cast to f32");
-    (key, shape, values)
+fn to_host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    let data = tensor.without_autodiff().cast(DType::F32).into_data();
+    data.try_to_vec().expect("the tensor was just cast to f32")
 }
 
 /// Writes a new folder, all files of it or nothing: into a hidden sibling folder, synced, then renamed.

@@ -1,0 +1,131 @@
+//! The adapters of a whole model as one value.
+
+use burn::module::Module;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::frozen::frozen;
+use crate::inject::InjectReport;
+use crate::layer::Adaptation;
+use crate::visit::VisitLora;
+
+/// What adapts each layer of a model, by the layer's path: handles to tensors, so that a clone copies
+/// nothing.
+///
+/// ```
+/// # #[cfg(feature = "flex")] {
+/// use burn::nn::LinearConfig;
+/// use lora_core::{AdaptableLinear, AdapterSet, LoraConfig, inject};
+///
+/// let device = burn::tensor::Device::flex().autodiff();
+/// let model: Vec<AdaptableLinear> = vec![LinearConfig::new(8, 4).init(&device).into()];
+/// let (mut model, _) = inject(model, &LoraConfig::new(2, 4.0))?;
+///
+/// let set = AdapterSet::detach(&mut model);
+/// assert_eq!(set.paths().collect::<Vec<_>>(), ["0"]);
+/// let (model, report) = set.attach(model)?;
+/// assert_eq!(report.adapted.len(), 1);
+/// # }
+/// # Ok::<(), lora_core::Error>(())
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct AdapterSet {
+    entries: Vec<(String, Adaptation)>,
+}
+
+impl AdapterSet {
+    pub(crate) fn from_entries(entries: Vec<(String, Adaptation)>) -> Self {
+        Self { entries }
+    }
+
+    /// What adapts the model's layers at the moment.
+    pub fn of<M: VisitLora>(model: &M) -> Self {
+        let mut entries = Vec::new();
+        model.visit_lora("", &mut |path, layer| {
+            entries.extend(layer.adaptation().map(|adaptation| (path.to_owned(), adaptation)));
+        });
+        Self { entries }
+    }
+
+    /// Takes off what adapts the model's layers. The model stays frozen; a merged one is its base again.
+    pub fn detach<M: VisitLora>(model: &mut M) -> Self {
+        let mut entries = Vec::new();
+        model.visit_lora_mut("", &mut |path, layer| {
+            entries.extend(layer.detach().map(|adaptation| (path.to_owned(), adaptation)));
+        });
+        Self { entries }
+    }
+
+    /// Freezes the model and puts this set on its layers.
+    ///
+    /// # Errors
+    /// When a path is no layer of the model, a layer has an adapter already, or shapes do not fit. All
+    /// of it is checked before anything is attached.
+    pub fn attach<M: Module + VisitLora>(self, model: M) -> Result<(M, InjectReport)> {
+        self.check(&model)?;
+        let mut model = frozen(model);
+        self.put_on(&mut model)?;
+        let report = InjectReport::of(&model);
+        Ok((model, report))
+    }
+
+    /// Puts the set on a model for which [`check`](Self::check) has passed.
+    pub(crate) fn put_on<M: VisitLora>(self, model: &mut M) -> Result<()> {
+        let mut entries = self.entries;
+        let mut failure = None;
+        model.visit_lora_mut("", &mut |path, layer| {
+            let Some(place) = entries.iter().position(|(other, _)| other == path) else { return };
+            let (_, adaptation) = entries.swap_remove(place);
+            if let Err(error) = layer.attach(adaptation) {
+                failure.get_or_insert_with(|| error.at(path));
+            }
+        });
+        failure.map_or(Ok(()), Err)
+    }
+
+    pub(crate) fn check<M: VisitLora>(&self, model: &M) -> Result<()> {
+        let mut left: Vec<&str> = self.paths().collect();
+        let mut failure = None;
+        model.visit_lora("", &mut |path, layer| {
+            let Some(adaptation) = self.get(path) else { return };
+            left.retain(|other| *other != path);
+            if layer.adaptation().is_some() {
+                let path = path.to_owned();
+                failure.get_or_insert_with(|| ErrorKind::AlreadyAdapted { path }.into());
+            } else if let Err(error) = layer.check(adaptation) {
+                failure.get_or_insert_with(|| error.at(path));
+            }
+        });
+        match (failure, left.first()) {
+            (Some(error), _) => Err(error),
+            (None, Some(path)) => {
+                Err(Error::setting("adapter", "paths of this model's layers only", path))
+            }
+            (None, None) => Ok(()),
+        }
+    }
+
+    /// The paths of the adapted layers, in the model's order.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|(path, _)| path.as_str())
+    }
+
+    /// What adapts the layer at `path`.
+    pub fn get(&self, path: &str) -> Option<&Adaptation> {
+        self.entries.iter().find(|(other, _)| other == path).map(|(_, adaptation)| adaptation)
+    }
+
+    /// Paths and what adapts them, in the model's order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Adaptation)> {
+        self.entries.iter().map(|(path, adaptation)| (path.as_str(), adaptation))
+    }
+
+    /// Whether it adapts nothing.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Values that train.
+    pub fn num_parameters(&self) -> usize {
+        self.entries.iter().map(|(_, adaptation)| adaptation.num_parameters()).sum()
+    }
+}

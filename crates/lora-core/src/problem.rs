@@ -152,7 +152,8 @@ impl ConfigProblem {
             Self::HoldsLayers { setting, entry, layers } => format!(
                 "{setting}: '{entry}' matches no linear layer of this model, but a part of it; \
                  name the layers in it: {}",
-                shown(layers)
+                // All of them at any length: who copies a part of the list adapts less than meant.
+                layers.join(", ")
             ),
             Self::PatternNoMatch { setting, entry, example } => format!(
                 "{setting}: the pattern '{entry}' matches no linear layer of this model; \

@@ -23,6 +23,10 @@
 
 #![doc(test(attr(deny(warnings))))]
 
+// The derive's code says `lora_core`, in this crate's own tests too.
+#[cfg(test)]
+extern crate self as lora_core;
+
 mod adapter;
 mod config;
 mod error;
@@ -45,10 +49,11 @@ pub use frozen::FrozenLinear;
 pub use init::Init;
 pub use inject::{AdaptedLayer, InjectReport, inject};
 pub use linear::{AdaptableLinear, LoraLinear};
+pub use lora_derive::VisitLora;
 pub use merge::{merge, unmerge};
 pub use ops::lora_linear;
 pub use peft::{AdapterInfo, load_adapter, read_adapter_config, save_adapter, write_folder};
 pub use scaling::Scaling;
 pub use target::TargetModules;
 pub use trainable::ParameterCount;
-pub use visit::{VisitLora, join_path};
+pub use visit::{VisitLayer, VisitLayerMut, VisitLora, join_path};

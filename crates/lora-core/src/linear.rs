@@ -199,14 +199,13 @@ impl LoraLinear {
 /// # #[cfg(feature = "flex")] {
 /// use burn::module::Module;
 /// use burn::nn::LinearConfig;
-/// use lora_core::{AdaptableLinear, LoraConfig, impl_visit_lora, inject};
+/// use lora_core::{AdaptableLinear, LoraConfig, VisitLora, inject};
 ///
-/// #[derive(Module, Debug)]
+/// #[derive(Module, Debug, VisitLora)]
 /// struct Mlp {
 ///     up: AdaptableLinear,
 ///     down: AdaptableLinear,
 /// }
-/// impl_visit_lora!(Mlp { up, down });
 ///
 /// let device = burn::tensor::Device::flex().autodiff();
 /// let mlp = Mlp {

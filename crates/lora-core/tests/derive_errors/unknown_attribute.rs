@@ -1,0 +1,9 @@
+use lora_core::{AdaptableLinear, VisitLora};
+
+#[derive(VisitLora)]
+struct Net {
+    #[lora(ignore)]
+    head: AdaptableLinear,
+}
+
+fn main() {}

@@ -118,11 +118,14 @@ fn a_derived_model_is_adapted_but_for_what_is_skipped_and_the_output() {
     assert_eq!(report.parameters.trainable, 13 * 2 * (4 + 3));
 }
 
-#[derive(Module, Debug, VisitLora)]
+// Burn's `Module` is not for tuple structs, this derive is.
+#[derive(VisitLora)]
 #[lora(output = "1")]
+#[allow(dead_code)] // the skipped field
 struct Pair(AdaptableLinear, #[lora(rename = "1")] AdaptableLinear, #[lora(skip)] Linear);
 
-#[derive(Module, Debug, VisitLora)]
+#[derive(VisitLora)]
+#[allow(dead_code)] // the skipped field
 enum Side {
     Plain(AdaptableLinear),
     Pair(Pair),

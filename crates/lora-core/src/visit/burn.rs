@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 
 use burn::module::{Param, RunningState};
 use burn::nn::{activation, interpolate, loss, norm, pool};
-use burn::tensor::{Basic, Bool, Int, Tensor};
+use burn::tensor::{Bool, Int, Tensor};
 
 use super::{VisitLayer, VisitLayerMut, VisitLora};
 
@@ -32,7 +32,15 @@ impl<T: ?Sized> VisitLora for PhantomData<T> {
     shows_nothing!();
 }
 
-impl<const D: usize, K: Basic> VisitLora for Tensor<D, K> {
+impl<const D: usize> VisitLora for Tensor<D> {
+    shows_nothing!();
+}
+
+impl<const D: usize> VisitLora for Tensor<D, Int> {
+    shows_nothing!();
+}
+
+impl<const D: usize> VisitLora for Tensor<D, Bool> {
     shows_nothing!();
 }
 

@@ -9,7 +9,7 @@ use burn::tensor::{Device, Tensor};
 use lora_core::{AdaptableLinear, LoraConfig, TargetModules, VisitLora, inject};
 
 fn linear() -> Linear {
-    LinearConfig::new(4, 3).init(&Device::flex())
+    LinearConfig::new(4, 3).init(&Device::flex().autodiff())
 }
 
 fn adaptable() -> AdaptableLinear {

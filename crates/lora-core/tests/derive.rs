@@ -1,5 +1,6 @@
 //! `#[derive(VisitLora)]`: which layers a model shows, under which paths, in which order.
 #![cfg(feature = "flex")]
+#![allow(clippy::large_enum_variant)]
 
 use std::marker::PhantomData;
 

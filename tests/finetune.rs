@@ -78,7 +78,7 @@ fn the_main_job_prints_its_report_and_leaves_a_run_that_can_be_repeated() {
     let checkpoint = Checkpoint::open(tiny_world()).unwrap();
     let decoder = checkpoint.decoder(&burn::tensor::Device::flex()).unwrap();
     let (_, report) = load_adapter(decoder, first.join("adapter")).unwrap();
-    assert_eq!(report.adapted.len(), 7 * checkpoint.config.num_hidden_layers);
+    assert_eq!(report.applied.adapted.len(), 7 * checkpoint.config.num_hidden_layers);
 
     // Its settings are a recipe that gives the same losses.
     let second = temp.path().join("second");

@@ -14,14 +14,18 @@
 //! moments, not A·B.
 //!
 //! The flow: [`LoraConfig`] says what is asked for; [`inject`] finds the targets through
-//! [`VisitLora`], attaches a [`LoraAdapter`] to each and freezes the rest; the model trains as any
-//! Burn module; [`save_adapter`] writes A and B in PEFT's format and [`load_adapter`] reads them;
-//! [`merge`] folds them into the weights. One layer alone: [`LoraLinear::wrap`].
+//! [`VisitLora`](trait@VisitLora), attaches a [`LoraAdapter`] to each and freezes the rest; the model
+//! trains as any Burn module; [`save_adapter`] writes A and B in PEFT's format and [`load_adapter`]
+//! reads them; [`merge`] folds them into the weights. One layer alone: [`LoraLinear::wrap`].
 //!
 //! No backend is compiled in by default: turn on `flex` (pure Rust, CPU), `ndarray`, `tch`, `wgpu`,
 //! `vulkan`, `metal` or `cuda`, and choose the device at run time.
 
 #![doc(test(attr(deny(warnings))))]
+
+// The derive's code says `lora_core`, in this crate's own tests too.
+#[cfg(test)]
+extern crate self as lora_core;
 
 mod adapter;
 mod config;
@@ -56,6 +60,7 @@ pub use init::Init;
 pub use inject::{AdaptedLayer, InjectReport, ReplacedValues, UnadaptedLayer, inject};
 pub use layer::{Adaptable, AdaptableLayer, Adaptation, LoraLayer, ReplacedLayer, Rounding};
 pub use linear::{AdaptableLinear, LoraLinear};
+pub use lora_derive::VisitLora;
 pub use merge::{MergeReport, MergedLayer, merge, unmerge};
 pub use ops::lora_linear;
 pub use peft::{

@@ -118,14 +118,13 @@ fn for_each_row(mask: &Tensor<2>, rows: usize) -> Tensor<2> {
 /// # #[cfg(feature = "flex")] {
 /// use burn::module::Module;
 /// use burn::nn::LinearConfig;
-/// use lora_core::{AdaptableLinear, LoraConfig, impl_visit_lora, inject};
+/// use lora_core::{AdaptableLinear, LoraConfig, VisitLora, inject};
 ///
-/// #[derive(Module, Debug)]
+/// #[derive(Module, Debug, VisitLora)]
 /// struct Mlp {
 ///     up: AdaptableLinear,
 ///     down: AdaptableLinear,
 /// }
-/// impl_visit_lora!(Mlp { up, down });
 ///
 /// let device = burn::tensor::Device::flex().autodiff();
 /// let mlp = Mlp {

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Tensor, activation::softmax};
-use lora_core::{AdaptableLinear, impl_visit_lora};
+use lora_core::{AdaptableLinear, VisitLora};
 
 use crate::rope::Rope;
 
@@ -14,7 +14,7 @@ use crate::rope::Rope;
 /// - input and output `[batch, length, hidden_size]`
 ///
 /// Source: "GQA", [arXiv:2305.13245](https://arxiv.org/abs/2305.13245).
-#[derive(Module, Debug)]
+#[derive(Module, Debug, VisitLora)]
 pub struct Attention {
     pub(crate) q_proj: AdaptableLinear, // [hidden, heads * head_dim]
     pub(crate) k_proj: AdaptableLinear, // [hidden, kv_heads * head_dim]
@@ -22,8 +22,6 @@ pub struct Attention {
     pub(crate) o_proj: AdaptableLinear, // [heads * head_dim, hidden]
     pub(crate) head_dim: usize,
 }
-
-impl_visit_lora!(Attention { q_proj, k_proj, v_proj, o_proj });
 
 /// Keys and values of the positions that one block has seen, each `[batch, kv_heads, seen, head_dim]`.
 pub(crate) type SeenKeyValues = Option<(Tensor<4>, Tensor<4>)>;

@@ -3,22 +3,20 @@
 use burn::module::Module;
 use burn::nn::RmsNorm;
 use burn::tensor::Tensor;
-use lora_core::impl_visit_lora;
+use lora_core::VisitLora;
 
 use crate::attention::{Attention, SeenKeyValues};
 use crate::mlp::Mlp;
 use crate::rope::Rope;
 
 /// x + attention(norm(x)), then the same with the MLP.
-#[derive(Module, Debug)]
+#[derive(Module, Debug, VisitLora)]
 pub struct Block {
     pub(crate) input_layernorm: RmsNorm,
     pub(crate) self_attn: Attention,
     pub(crate) post_attention_layernorm: RmsNorm,
     pub(crate) mlp: Mlp,
 }
-
-impl_visit_lora!(Block { self_attn, mlp });
 
 impl Block {
     pub(crate) fn forward(

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::nn::RmsNorm;
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use lora_core::{AdaptableEmbedding, AdaptableLinear, impl_visit_lora};
+use lora_core::{AdaptableEmbedding, AdaptableLinear, VisitLora};
 
 use crate::attention::SeenKeyValues;
 use crate::block::Block;
@@ -15,7 +15,8 @@ use crate::rope::Rope;
 /// Its adaptable layers have the paths of the Hugging Face model: `model.layers.0.self_attn.q_proj`.
 ///
 /// Source: "LLaMA", [arXiv:2302.13971](https://arxiv.org/abs/2302.13971).
-#[derive(Module, Debug)]
+#[derive(Module, Debug, VisitLora)]
+#[lora(output = "lm_head")]
 pub struct Decoder {
     pub(crate) model: DecoderStack,
     pub(crate) lm_head: Option<AdaptableLinear>, // [hidden, vocab]; none when tied to the embedding
@@ -23,17 +24,13 @@ pub struct Decoder {
     pub(crate) config: DecoderConfig,
 }
 
-impl_visit_lora!(Decoder { model, lm_head }, output = "lm_head");
-
 /// Everything but the head.
-#[derive(Module, Debug)]
+#[derive(Module, Debug, VisitLora)]
 pub struct DecoderStack {
     pub(crate) embed_tokens: AdaptableEmbedding, // [vocab, hidden]
     pub(crate) layers: Vec<Block>,
     pub(crate) norm: RmsNorm,
 }
-
-impl_visit_lora!(DecoderStack { embed_tokens, layers });
 
 /// Keys and values of the positions that a decoder has seen, so that each new token costs one
 /// position only.

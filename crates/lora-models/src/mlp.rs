@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{Tensor, activation::silu};
-use lora_core::{AdaptableLinear, impl_visit_lora};
+use lora_core::{AdaptableLinear, VisitLora};
 
 /// SwiGLU: down(silu(gate(x)) * up(x)).
 ///
@@ -10,14 +10,12 @@ use lora_core::{AdaptableLinear, impl_visit_lora};
 /// - input and output `[batch, length, hidden_size]`
 ///
 /// Source: "GLU Variants Improve Transformer", [arXiv:2002.05202](https://arxiv.org/abs/2002.05202).
-#[derive(Module, Debug)]
+#[derive(Module, Debug, VisitLora)]
 pub struct Mlp {
     pub(crate) gate_proj: AdaptableLinear, // [hidden, intermediate]
     pub(crate) up_proj: AdaptableLinear,   // [hidden, intermediate]
     pub(crate) down_proj: AdaptableLinear, // [intermediate, hidden]
 }
-
-impl_visit_lora!(Mlp { gate_proj, up_proj, down_proj });
 
 impl Mlp {
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {

@@ -26,7 +26,7 @@ impl LoraAdapter {
     ///
     /// # Errors
     /// When the rank is 0 or above both of the layer's sizes, alpha or a standard deviation is not a
-    /// finite number above 0, or the weight is quantised.
+    /// finite number above 0, the weight is quantised, or `config.init` cannot start from it.
     pub fn new(weight: &Tensor<2>, config: &AdapterConfig) -> Result<Self> {
         config.check()?;
         let [d_input, d_output] = weight.dims();
@@ -36,8 +36,13 @@ impl LoraAdapter {
             return Err(Error::setting("rank", expected, config.rank));
         }
         let options = (&weight.device(), adapter_dtype(weight)?);
-        let (a, b) = config.init.draw([d_input, config.rank, d_output], config.seed, options);
-        Ok(Self::from_tensors(a, b, config))
+        let (rank, scaling) = (config.rank, config.scaling());
+        let start = config.init.start(weight, rank, scaling, config.seed, options)?;
+        if start.offset.is_some() {
+            let expected = "a start at zero, until an adapter can subtract another";
+            return Err(Error::setting("init", expected, format!("{:?}", config.init)));
+        }
+        Ok(Self::from_tensors(start.a, start.b, config))
     }
 
     /// An adapter from given values: A `[d_input, rank]`, B `[rank, d_output]`.

@@ -100,7 +100,7 @@ impl AdapterConfig {
         if !(self.alpha > 0.0 && (self.alpha as f32).is_finite()) {
             return Err(Error::setting("alpha", "a finite number above 0", self.alpha));
         }
-        self.init.check()
+        self.init.check(self.rank)
     }
 }
 

@@ -29,6 +29,7 @@ mod error;
 mod frozen;
 mod init;
 mod inject;
+mod linalg;
 mod linear;
 mod merge;
 mod ops;

@@ -194,7 +194,10 @@ pub(super) fn to_json(config: &LoraConfig, info: &AdapterInfo) -> Value {
     };
     let init = match config.init {
         Init::GaussianA { .. } | Init::GaussianB { .. } => json!("gaussian"),
+        Init::Orthogonal => json!("orthogonal"),
         Init::KaimingUniformA => json!(true),
+        // PEFT would overwrite the base's weight on loading, and the adapter fits the base as it is.
+        Init::Pissa { .. } | Init::Olora => json!(true),
     };
     let ranks: Map<String, Value> =
         config.rank_pattern.iter().map(|(key, rank)| (key.clone(), json!(rank))).collect();

@@ -24,6 +24,8 @@
 #![doc(test(attr(deny(warnings))))]
 
 mod adapter;
+#[allow(dead_code, reason = "the public functions over whole models are still to come")]
+mod combine;
 mod config;
 mod error;
 mod frozen;

@@ -5,6 +5,7 @@ use burn::tensor::{DType, Device, Distribution, Tensor};
 
 use crate::config::AdapterConfig;
 use crate::error::{Error, Result};
+use crate::init::Init;
 use crate::scaling::Scaling;
 
 /// A, B and the factor on their product; not the layer that they adapt.
@@ -82,9 +83,13 @@ impl LoraAdapter {
             check_grouped(groups, config)?;
         }
         let dtype = adapter_dtype(weight.dtype(), config.dtype)?;
-        let shape = [d_input, rank, d_output];
-        let start =
-            config.init.start(&weight, shape, config.scaling(), config.seed, (&device, dtype))?;
+        // A grouped convolution's A is larger than its weight, which such a start does not look at.
+        let shown = match groups {
+            1 => weight.clone(),
+            _ => Tensor::zeros([d_input, d_output], &weight.device()),
+        };
+        let options = (&device, dtype);
+        let start = config.init.start(&shown, rank, config.scaling(), config.seed, options)?;
         let b = if groups > 1 { start.b.slice(0..rank / groups) } else { start.b };
         let mut adapter = Self::unchecked(start.a, b, config.alpha, config.scaling);
         adapter.dropout = config.dropout;
@@ -159,9 +164,9 @@ impl LoraAdapter {
     /// the starting product is computed again, and subtracted from then on.
     pub(crate) fn start_at(&mut self, weight: &Tensor<2>, config: &AdapterConfig) -> Result<()> {
         let (weight, a) = (weight.clone().without_autodiff(), self.lora_a.val());
-        let shape = [a.dims()[0], self.rank(), self.lora_b.dims()[1]];
         let options = (&a.device(), a.dtype());
-        let start = config.init.start(&weight, shape, self.scaling(), config.seed, options)?;
+        let (rank, scaling) = (self.rank(), self.scaling());
+        let start = config.init.start(&weight, rank, scaling, config.seed, options)?;
         self.offset = start.offset.map(|(a, b)| Offset { a, b: b.neg() });
         Ok(())
     }
@@ -335,10 +340,12 @@ fn check_grouped(groups: usize, config: &AdapterConfig) -> Result<()> {
         let expected = format!("a multiple of {groups}, the groups of this convolution");
         return Err(Error::setting("rank", expected, config.rank));
     }
-    if config.dora || config.init.needs_weight() {
+    // B has the rows of one group only, which parts a product that is zero as a whole.
+    let starts_at_zero = !config.init.starts_from_weight() && config.init != Init::Orthogonal;
+    if config.dora || !starts_at_zero {
         return Err(Error::setting(
             "target_modules",
-            "no grouped convolution with DoRA, PiSSA or OLoRA: its update has no weight of its own",
+            "no grouped convolution with DoRA, or with a start where neither A nor B is zero",
             format!("one of {groups} groups"),
         ));
     }

@@ -250,7 +250,7 @@ impl AdapterConfig {
         let bias = (self.lora_bias && self.dora)
             .then(|| ConfigProblem::setting("lora_bias", "false with DoRA", true));
         let numbers = rank.into_iter().chain(alpha).chain(dropout).chain(bias);
-        numbers.chain(self.init.problem()).collect()
+        numbers.chain(self.init.problem(self.rank)).collect()
     }
 }
 

@@ -135,6 +135,16 @@ pub enum ErrorKind {
         /// The layer.
         path: String,
     },
+    /// The singular values of a matrix were not found.
+    #[error(
+        "expected the singular values of a {rows} x {columns} matrix, found no convergence; are its values finite?"
+    )]
+    NoConvergence {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Columns of the matrix.
+        columns: usize,
+    },
     /// A file or folder could not be read or written.
     #[error("{path}: cannot be read or written: {source}; check the path", path = path.display())]
     Io {

@@ -435,6 +435,7 @@ mod tests {
         let rest =
             rest.iter().map(|path| UnadaptedLayer { path: (*path).to_owned(), dims: [96, 48] });
         InjectReport {
+            replaced: Vec::new(),
             adapted: adapted.collect(),
             not_adapted: rest.collect(),
             parameters: ParameterCount { trainable: 10, total: 1000 },

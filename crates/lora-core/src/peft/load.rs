@@ -260,7 +260,7 @@ impl<'a> Reader<'a> {
         adapter.lora_bias = lora_bias;
         adapter.magnitude = magnitude;
         adapter.base_bias = base_bias;
-        if config.init.needs_weight() && !self.options.residual_base {
+        if config.init.starts_from_weight() && !self.options.residual_base {
             if !matches!(config.init, Init::Pissa { iterations: None } | Init::Olora) {
                 return Err(Error::setting(
                     "init_lora_weights",

@@ -234,7 +234,7 @@ fn adapters_that_peft_wrote_have_the_logits_of_peft() {
             let (mut adapted, report) = load_adapter(base, golden(name)).unwrap();
             let found = logits(&adapted, &path);
             let apart = difference(&found, &path);
-            println!("{name}: {} layers, difference {apart:.2e}", report.adapted.len());
+            println!("{name}: {} layers, difference {apart:.2e}", report.applied.adapted.len());
             assert!(apart <= 1e-5, "{name}: {apart:e}");
 
             merge(&mut adapted).unwrap();
@@ -284,7 +284,7 @@ fn the_config_of_an_adapter_is_read_off_its_layers() {
     assert_eq!(read.scaling, Scaling::AlphaOverSqrtRank);
     assert_eq!(read.target_modules, TargetModules::names(["q_proj", "model.layers.1.mlp.up_proj"]));
     let (_, again) = load_adapter(decoder(&golden("tiny_llama"), &Device::flex()), &path).unwrap();
-    assert_eq!(again.adapted, report.adapted);
+    assert_eq!(again.applied.adapted, report.adapted);
 }
 
 fn copy_adapter(name: &str) -> tempfile::TempDir {

@@ -9,7 +9,9 @@
 //!
 //! The first table is divan's: one layer after the other. Times on a shared machine wander by more
 //! than an adapter costs, so the second table measures the layers in turn and compares each with the
-//! frozen layer of the same rounds.
+//! frozen layer of the same rounds, once by the clock (the fastest round, the median) and once by the
+//! median processor time of all threads, which other programs disturb least. With
+//! `RAYON_NUM_THREADS=1` the latter is the work alone.
 
 use std::fmt;
 use std::time::Instant;
@@ -17,6 +19,7 @@ use std::time::Instant;
 use burn::module::{Lora, Module};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor};
+use cpu_time::ProcessTime;
 use divan::{Bencher, black_box};
 use lora_core::{FrozenLinear, LoraLinear};
 
@@ -82,7 +85,7 @@ struct Case {
 }
 
 impl Case {
-    /// A layer to be frozen.
+    /// The layer to be frozen.
     fn base(self) -> Linear {
         let device = match self.pass {
             Pass::Forward => Device::flex(),
@@ -173,48 +176,54 @@ fn forward_backward(bencher: Bencher, case: Case) {
 fn ratios() {
     println!("\nTime beyond the frozen layer's: {ROUNDS} rounds of all the layers in turn");
     for pass in [Pass::Forward, Pass::ForwardBackward] {
-        println!("\n{pass:<40} fastest   median");
+        println!("\n{pass:<40} fastest   median  processor");
         for group in groups(pass) {
             let base = group.base();
             let _ = base.weight.val(); // one weight for all the layers
-            let steps: Vec<_> = adapters()
-                .map(|adapter| Case { adapter, ..group })
-                .map(|case| (case, case.step(base.clone())))
-                .collect();
-            let times = in_turn(&steps.iter().map(|(_, step)| &**step).collect::<Vec<_>>());
-            for ((case, _), time) in steps.iter().zip(&times) {
+            let cases: Vec<_> = adapters().map(|adapter| Case { adapter, ..group }).collect();
+            let steps: Vec<_> = cases.iter().map(|case| case.step(base.clone())).collect();
+            let times = in_turn(&steps);
+            for (case, time) in cases.iter().zip(&times) {
                 let name = case.to_string();
-                match case.adapter {
-                    None => println!("{name:<40} {:>7.1}  {:>7.1} ms", time[0], time[1]),
-                    Some(_) => {
-                        let [fastest, median] =
-                            [0, 1].map(|i| 100.0 * (time[i] / times[0][i] - 1.0));
-                        println!("{name:<40} {fastest:>+7.1}  {median:>+7.1} %");
-                    }
+                if case.adapter.is_none() {
+                    let [fastest, median, processor] = time;
+                    println!("{name:<40} {fastest:>7.1}  {median:>7.1}  {processor:>9.1} ms");
+                } else {
+                    let [fastest, median, processor] =
+                        [0, 1, 2].map(|i| 100.0 * (time[i] / times[0][i] - 1.0));
+                    println!("{name:<40} {fastest:>+7.1}  {median:>+7.1}  {processor:>+9.1} %");
                 }
             }
         }
     }
 }
 
-/// The fastest and the median time of each step, in ms.
-fn in_turn(steps: &[&dyn Fn()]) -> Vec<[f64; 2]> {
-    let mut times = vec![Vec::new(); steps.len()];
-    for round in 0..=ROUNDS {
+/// For each step its fastest time, its median time and its median processor time, in ms.
+fn in_turn(steps: &[Box<dyn Fn()>]) -> Vec<[f64; 3]> {
+    let mut clock = vec![Vec::new(); steps.len()];
+    let mut processor = clock.clone();
+    for step in steps {
+        step(); // warm-up
+    }
+    for round in 0..ROUNDS {
         for turn in 0..steps.len() {
-            // Another one first each time, so that none always follows the same.
-            let i = (round + turn) % steps.len();
-            let start = Instant::now();
+            // Forwards and backwards, each time from another start: none is always first, or always
+            // follows the same one.
+            let place = if round % 2 == 0 { turn } else { steps.len() - 1 - turn };
+            let i = (round + place) % steps.len();
+            let start = (Instant::now(), ProcessTime::now());
             steps[i]();
-            times[i].push(start.elapsed().as_secs_f64() * 1e3);
+            clock[i].push(start.0.elapsed().as_secs_f64() * 1e3);
+            processor[i].push(start.1.elapsed().as_secs_f64() * 1e3);
         }
     }
-    times
+    clock
         .into_iter()
-        .map(|mut times| {
-            times.remove(0); // warm-up
-            times.sort_by(f64::total_cmp);
-            [times[0], times[times.len() / 2]]
+        .zip(processor)
+        .map(|(mut clock, mut processor)| {
+            clock.sort_by(f64::total_cmp);
+            processor.sort_by(f64::total_cmp);
+            [clock[0], clock[ROUNDS / 2], processor[ROUNDS / 2]]
         })
         .collect()
 }

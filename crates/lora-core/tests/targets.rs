@@ -262,24 +262,21 @@ mod on_a_model {
     use burn::nn::LinearConfig;
     use burn::tensor::Device;
     use lora_core::{
-        AdaptableLinear, ErrorKind, ExcludeModules, LoraConfig, TargetModules, impl_visit_lora,
-        inject,
+        AdaptableLinear, ErrorKind, ExcludeModules, LoraConfig, TargetModules, VisitLora, inject,
     };
 
-    #[derive(Module, Debug)]
+    #[derive(Module, Debug, VisitLora)]
     struct Layer {
         up: AdaptableLinear,
         down: AdaptableLinear,
     }
 
-    #[derive(Module, Debug)]
+    #[derive(Module, Debug, VisitLora)]
+    #[lora(output = "head")]
     struct Model {
         layers: Vec<Layer>,
         head: AdaptableLinear,
     }
-
-    impl_visit_lora!(Layer { up, down });
-    impl_visit_lora!(Model { layers, head }, output = "head");
 
     fn model() -> Model {
         let device = Device::flex().autodiff();
@@ -312,19 +309,25 @@ trainable: 90 of 367 (24.523 %)"
     }
 
     #[test]
-    fn all_problems_come_in_one_error_and_whole_modules_are_refused() {
-        let mut config = LoraConfig::new(2, 3.0);
-        config.modules_to_save = vec!["head".to_owned()];
-        let error = inject(model(), &config).unwrap_err();
-        assert!(matches!(error.kind(), ErrorKind::Setting { .. }), "{error:?}");
-        assert_eq!(
-            error.to_string(),
-            "modules_to_save: expected none, since whole modules cannot be trained yet, found head"
-        );
+    fn all_problems_come_in_one_error() {
+        let mut config = LoraConfig::new(0, 3.0);
+        config.modules_to_save = vec!["haed".to_owned()];
         config.target_modules = TargetModules::names(["upp"]);
-        config.rank = 0;
         let error = inject(model(), &config).unwrap_err();
         let ErrorKind::Config { problems } = error.kind() else { panic!("{error}") };
         assert_eq!(problems.len(), 3, "{error}");
+    }
+
+    #[test]
+    fn a_module_that_is_saved_trains_in_full_and_is_no_target() {
+        let mut config = LoraConfig::new(2, 3.0);
+        config.modules_to_save = vec!["layers.3".to_owned(), "head".to_owned()];
+        let (model, report) = inject(model(), &config).unwrap();
+        let paths: Vec<&str> = report.replaced.iter().map(|layer| layer.path.as_str()).collect();
+        assert_eq!(paths, ["layers.3.up", "layers.3.down", "head"]);
+        assert_eq!(report.adapted.len(), 6);
+        let in_full = (4 * 6 + 6) + (6 * 4 + 4) + (4 * 9 + 9);
+        assert_eq!(report.parameters.trainable, 6 * 2 * (4 + 6) + in_full);
+        assert_eq!(lora_core::ParameterCount::of(&model), report.parameters);
     }
 }

@@ -59,34 +59,26 @@ pub trait LoraOps: Backend {
     ) -> FloatTensor<Self> {
         Self::float_add(y, Self::float_matmul(left, right))
     }
+
+    /// left^T · right, for a left with few columns: left `[rows, rank]`, right `[rows, columns]`.
+    #[fusion(default)]
+    fn transposed_product(left: FloatTensor<Self>, right: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(Self::float_transpose(left), right)
+    }
 }
 
 #[cfg(feature = "flex")]
 impl LoraOps for burn::backend::Flex {
-    /// In blocks of rows: a product as large as y would double the memory of y, and would leave the
-    /// cache before it is added.
     fn add_product(
         y: FloatTensor<Self>,
         left: FloatTensor<Self>,
         right: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        use burn::backend::TensorMetadata;
-        use burn::backend::ops::FloatTensorOps;
-        use burn::tensor::Slice;
+        lora_flex::add_product(y, left, right)
+    }
 
-        /// f32 values of the product that are formed at a time: 1 MiB, about an L2 cache.
-        const BLOCK_VALUES: usize = 256 * 1024;
-
-        let [rows, columns] = [y.shape()[0], y.shape()[1]];
-        let block = (BLOCK_VALUES / columns.max(1)).max(1);
-        (0..rows).step_by(block).fold(y, |y, start| {
-            let range = Slice::from(start..rows.min(start + block));
-            let product =
-                Self::float_matmul(Self::float_slice(left.clone(), &[range]), right.clone());
-            // The view of y ends in the sum, so y has one owner again and is written in place.
-            let sum = Self::float_add(product, Self::float_slice(y.clone(), &[range]));
-            Self::float_slice_assign(y, &[range], sum)
-        })
+    fn transposed_product(left: FloatTensor<Self>, right: FloatTensor<Self>) -> FloatTensor<Self> {
+        lora_flex::transposed_product(left, right)
     }
 }
 
@@ -127,7 +119,7 @@ impl<B: Backend + LoraOps> Backward<B, 3> for LoraLinearBackward {
         let x: FloatTensor<B> = checkpointer.retrieve_node_output(saved.x);
 
         if let Some(node) = node_b {
-            let db = B::float_matmul(B::float_transpose(saved.down), g.clone());
+            let db = B::transposed_product(saved.down, g.clone());
             grads.register::<B>(node.id, db);
         }
         if node_a.is_none() && node_x.is_none() {

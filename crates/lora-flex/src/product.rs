@@ -1,0 +1,291 @@
+//! Products with the low-rank factors.
+
+use burn::backend::ops::FloatTensorOps;
+use burn::backend::{Flex, TensorMetadata};
+use burn::tensor::{DType, Slice};
+
+use crate::FlexTensor;
+
+/// Multiplications from which a product is worth a second thread; what burn-flex takes for its own.
+const PARALLEL_FROM: usize = 192 * 192 * 192;
+
+/// y + left · right, written over y.
+///
+/// Burn's matmul gives every product memory of its own, and for a product as thin as this one, writing
+/// it and adding it afterwards takes several times as long as computing it. So f32 products are
+/// accumulated into y directly; other dtypes, and a y that is shared or not contiguous, take
+/// [`add_product_in_blocks`].
+///
+/// # Shapes
+/// - y `[rows, columns]`, left `[rows, rank]`, right `[rank, columns]`
+///
+/// # Panics
+/// When the shapes do not fit each other, or the dtypes differ.
+pub fn add_product(mut y: FlexTensor, left: FlexTensor, right: FlexTensor) -> FlexTensor {
+    if accumulate(&mut y, &left, &right) { y } else { add_product_in_blocks(y, left, right) }
+}
+
+/// y + left · right by Burn's own operations, in blocks of rows: a product as large as y would double
+/// the memory of y, and would leave the cache before it is added.
+///
+/// # Shapes
+/// - y `[rows, columns]`, left `[rows, rank]`, right `[rank, columns]`
+///
+/// # Panics
+/// When the shapes do not fit each other, or the dtypes differ.
+pub fn add_product_in_blocks(y: FlexTensor, left: FlexTensor, right: FlexTensor) -> FlexTensor {
+    /// Values of the product that are formed at a time: 1 MiB of f32, about an L2 cache.
+    const BLOCK_VALUES: usize = 256 * 1024;
+
+    let [rows, columns] = [y.shape()[0], y.shape()[1]];
+    let block = (BLOCK_VALUES / columns.max(1)).max(1);
+    (0..rows).step_by(block).fold(y, |y, start| {
+        let range = Slice::from(start..rows.min(start + block));
+        let product = Flex::float_matmul(Flex::float_slice(left.clone(), &[range]), right.clone());
+        // The view of y ends in the sum, so y has one owner again and is written in place.
+        let sum = Flex::float_add(product, Flex::float_slice(y.clone(), &[range]));
+        Flex::float_slice_assign(y, &[range], sum)
+    })
+}
+
+/// left^T · right for a left with few columns.
+///
+/// The gemm crate holds a tile of the result in registers while it walks over the rows. Up to a rank
+/// of about a tile's long side, (right^T · left)^T reads `right` once, and left^T · right several
+/// times; beyond it, the latter is faster.
+///
+/// # Shapes
+/// - left `[rows, rank]`, right `[rows, columns]`, output `[rank, columns]`, contiguous
+///
+/// # Panics
+/// When the shapes do not fit each other, or the dtypes differ.
+pub fn transposed_product(left: FlexTensor, right: FlexTensor) -> FlexTensor {
+    /// About where the two took equally long, with AVX2.
+    const LARGEST_RANK: usize = 32;
+
+    if left.shape()[1] > LARGEST_RANK {
+        return Flex::float_matmul(Flex::float_transpose(left), right);
+    }
+    let product = Flex::float_matmul(Flex::float_transpose(right), left); // [columns, rank]
+    Flex::float_transpose(product).to_contiguous()
+}
+
+/// y += left · right where that can be done in y's own memory; otherwise `false`, and y is as it was.
+fn accumulate(y: &mut FlexTensor, left: &FlexTensor, right: &FlexTensor) -> bool {
+    let in_place = y.dtype() == DType::F32
+        && y.layout().num_dims() == 2
+        && y.is_contiguous()
+        && y.layout().start_offset() == 0;
+    let (true, Some(left), Some(right)) = (in_place, Matrix::view(left), Matrix::view(right))
+    else {
+        return false;
+    };
+    let shape = [y.shape()[0], y.shape()[1]];
+    match y.try_storage_mut::<f32>() {
+        Some(values) => {
+            gemm_accumulate(values, shape, left, right);
+            true
+        }
+        None => false,
+    }
+}
+
+/// A matrix inside a tensor's storage; every index below `shape` is inside `values`.
+#[derive(Clone, Copy)]
+struct Matrix<'a> {
+    values: &'a [f32],
+    shape: [usize; 2],
+    strides: [usize; 2],
+}
+
+impl<'a> Matrix<'a> {
+    /// `None` for what is not an f32 matrix with values and without negative strides.
+    fn view(tensor: &'a FlexTensor) -> Option<Self> {
+        let layout = tensor.layout();
+        if tensor.dtype() != DType::F32 || layout.num_dims() != 2 || layout.num_elements() == 0 {
+            return None;
+        }
+        let shape = [layout.shape()[0], layout.shape()[1]];
+        let stride = |axis: usize| usize::try_from(layout.strides()[axis]).ok();
+        let strides = [stride(0)?, stride(1)?];
+        let last = |axis: usize| (shape[axis] - 1).checked_mul(strides[axis]);
+        let last = last(0)?.checked_add(last(1)?)?;
+        let values = tensor.storage::<f32>().get(layout.start_offset()..)?;
+        (last < values.len()).then_some(Self { values, shape, strides })
+    }
+
+    fn strides(&self) -> [isize; 2] {
+        self.strides.map(|stride| stride as isize) // they came from isize
+    }
+}
+
+/// y += left · right, y row by row without gaps.
+#[allow(unsafe_code)]
+fn gemm_accumulate(y: &mut [f32], shape: [usize; 2], left: Matrix, right: Matrix) {
+    let ([rows, columns], rank) = (shape, left.shape[1]);
+    assert!(
+        left.shape == [rows, rank] && right.shape == [rank, columns],
+        "add_product: y {shape:?}, left {:?} and right {:?} do not fit",
+        left.shape,
+        right.shape
+    );
+    assert!(rows.checked_mul(columns).is_some_and(|count| count <= y.len()));
+    let parallelism = match rows.saturating_mul(columns).saturating_mul(rank) {
+        0..PARALLEL_FROM => gemm::Parallelism::None,
+        _ => gemm::Parallelism::Rayon(0),
+    };
+    let ([left_rows, left_columns], [right_rows, right_columns]) =
+        (left.strides(), right.strides());
+    // SAFETY: gemm reads and writes y at row * columns + column, which the assertion above bounds by
+    // y's length, and reads left and right below their shapes, which `Matrix::view` checked to be
+    // inside their slices. y is borrowed mutably, so it overlaps neither. All values are f32 and
+    // initialised, being slices.
+    unsafe {
+        gemm::gemm(
+            rows,
+            columns,
+            rank,
+            y.as_mut_ptr(),
+            1,
+            columns as isize,
+            true, // y is read, times the 1.0 that comes first below
+            left.values.as_ptr(),
+            left_columns,
+            left_rows,
+            right.values.as_ptr(),
+            right_columns,
+            right_rows,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::TensorData;
+
+    use super::*;
+
+    /// Deterministic values in -1..1.
+    fn tensor(shape: [usize; 2], seed: u64) -> FlexTensor {
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let mut next = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+        };
+        let values: Vec<f32> = (0..shape[0] * shape[1]).map(|_| next()).collect();
+        Flex::float_from_data(TensorData::new(values, shape), &Default::default())
+    }
+
+    fn transposed(shape: [usize; 2], seed: u64) -> FlexTensor {
+        Flex::float_transpose(tensor([shape[1], shape[0]], seed))
+    }
+
+    /// All of `tensor` but its first row.
+    fn without_first(tensor: FlexTensor) -> FlexTensor {
+        Flex::float_slice(tensor, &[Slice::from(1..)])
+    }
+
+    fn values(tensor: &FlexTensor) -> Vec<f64> {
+        tensor.to_contiguous().into_data().iter::<f64>().collect()
+    }
+
+    fn assert_close(found: &FlexTensor, expected: &FlexTensor) {
+        assert_eq!(found.shape(), expected.shape());
+        let (found, expected) = (values(found), values(expected));
+        assert!(found.iter().all(|value| value.is_finite()), "NaN or infinity");
+        let differences = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+        let worst = differences.fold(0.0, f64::max);
+        assert!(worst <= 1e-5, "largest difference {worst:e}");
+    }
+
+    #[test]
+    fn the_product_in_place_is_the_product_in_blocks() {
+        // [rows, columns, rank]; the last is large enough for threads and for several blocks.
+        let sizes =
+            [[1, 1, 1], [1, 7, 3], [5, 1, 2], [5, 7, 1], [5, 7, 2], [37, 53, 3], [600, 700, 17]];
+        for [rows, columns, rank] in sizes {
+            let y = || tensor([rows, columns], 1);
+            let lefts = [tensor([rows, rank], 2), transposed([rows, rank], 2), {
+                without_first(tensor([rows + 1, rank], 2))
+            }];
+            let rights = [tensor([rank, columns], 3), transposed([rank, columns], 3), {
+                without_first(tensor([rank + 1, columns], 3))
+            }];
+            for left in &lefts {
+                for right in &rights {
+                    let mut found = y();
+                    assert!(accumulate(&mut found, left, right), "took the other path");
+                    let expected = add_product_in_blocks(y(), left.clone(), right.clone());
+                    assert_close(&found, &expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_tensor_that_cannot_be_written_in_place_gets_the_same_product() {
+        let (left, right) = (tensor([5, 3], 2), tensor([3, 7], 3));
+        let shared = tensor([5, 7], 1);
+        let before = values(&shared);
+        for mut y in [shared.clone(), transposed([5, 7], 1), without_first(tensor([6, 7], 1))] {
+            assert!(!accumulate(&mut y, &left, &right));
+            let product = Flex::float_matmul(left.clone(), right.clone());
+            let expected = Flex::float_add(y.clone(), product);
+            assert_close(&add_product(y, left.clone(), right.clone()), &expected);
+        }
+        assert_eq!(values(&shared), before, "a tensor that others hold was changed");
+    }
+
+    #[test]
+    fn other_layouts_and_dtypes_get_the_same_product() {
+        let f64s = |tensor| Flex::float_cast(tensor, burn::tensor::FloatDType::F64);
+        let (y, left, right) = (tensor([5, 7], 1), tensor([5, 3], 2), tensor([3, 7], 3));
+        let expected = Flex::float_add(y.clone(), Flex::float_matmul(left.clone(), right.clone()));
+        assert_close(&add_product(f64s(y), f64s(left.clone()), f64s(right.clone())), &expected);
+
+        // Flipped twice along the inner axis: the same product, with negative strides.
+        let (left, right) = (Flex::float_flip(left, &[1]), Flex::float_flip(right, &[0]));
+        assert_close(&add_product(tensor([5, 7], 1), left, right), &expected);
+    }
+
+    #[test]
+    fn no_rows_or_columns_is_no_product() {
+        for [rows, columns] in [[0, 7], [5, 0]] {
+            let (left, right) = (tensor([rows, 3], 2), tensor([3, columns], 3));
+            let y = add_product(tensor([rows, columns], 1), left, right);
+            assert_eq!(y.shape(), [rows, columns].into());
+        }
+    }
+
+    #[test]
+    #[should_panic = "do not fit"]
+    fn a_rank_that_differs_is_refused() {
+        add_product(tensor([5, 7], 1), tensor([5, 3], 2), tensor([4, 7], 3));
+    }
+
+    #[test]
+    #[should_panic = "do not fit"]
+    fn rows_that_differ_are_refused() {
+        add_product(tensor([6, 7], 1), tensor([5, 3], 2), tensor([3, 7], 3));
+    }
+
+    #[test]
+    fn the_transposed_product_is_the_product_of_the_transposed() {
+        for [rows, columns, rank] in [[1, 1, 1], [5, 7, 3], [600, 50, 32], [60, 50, 33]] {
+            for right in [tensor([rows, columns], 3), transposed([rows, columns], 3)] {
+                let left = tensor([rows, rank], 2);
+                let expected =
+                    Flex::float_matmul(Flex::float_transpose(left.clone()), right.clone());
+                let found = transposed_product(left, right);
+                assert!(found.is_contiguous());
+                assert_close(&found, &expected);
+            }
+        }
+    }
+}

@@ -5,6 +5,7 @@ use burn::tensor::{DType, Device, Distribution, Tensor};
 
 use crate::config::AdapterConfig;
 use crate::error::{Error, Result};
+use crate::frozen::{FrozenLayer, LayerKind};
 use crate::init::Init;
 use crate::scaling::Scaling;
 
@@ -60,9 +61,19 @@ impl LoraAdapter {
         Self::grouped(weight, bias, 1, config)
     }
 
-    /// The same for a convolution whose channels are in groups. PEFT's form: A sees all the input
-    /// channels, B the ranks of its own group.
-    pub(crate) fn grouped(
+    /// A new adapter for a layer of any kind. For a convolution whose channels are in groups it has
+    /// PEFT's form: A sees all the input channels, B the ranks of its own group.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and when the kind of layer has no such variant.
+    pub(crate) fn for_layer<F: FrozenLayer>(base: &F, config: &AdapterConfig) -> Result<Self> {
+        if config.lora_bias && F::KIND == LayerKind::Embedding {
+            return Err(Error::setting("lora_bias", "false where embeddings are adapted", true));
+        }
+        Self::grouped(&base.weight(), base.bias().as_ref(), base.groups(), config)
+    }
+
+    fn grouped(
         weight: &Tensor<2>,
         bias: Option<&Tensor<1>>,
         groups: usize,
@@ -302,7 +313,7 @@ impl LoraAdapter {
         weight: &Tensor<2>,
         squares: &Tensor<1>,
     ) -> Option<Tensor<1>> {
-        let magnitude = self.magnitude.as_ref()?.val();
+        let magnitude = in_full(self.magnitude.as_ref()?.val());
         let (a, b) = self.factors();
         let [a, b] = [a, b].map(|factor| in_full(factor.without_autodiff()));
         let s = self.scaling();

@@ -6,7 +6,6 @@ use burn::tensor::Tensor;
 use burn::tensor::module::{conv1d, conv2d};
 use burn::tensor::ops::ConvOptions;
 
-use crate::adapter::LoraAdapter;
 use crate::config::{AdapterConfig, LoraConfig};
 use crate::error::Result;
 use crate::frozen::{FrozenLayer, LayerKind, Weights, frozen, frozen_param};
@@ -122,11 +121,6 @@ fn forward<const D: usize, F: Convolution<D>>(layer: &LoraLayer<F>, input: Tenso
         Some(bias) => output + for_channels(bias),
         None => output,
     }
-}
-
-/// A new adapter for a convolution.
-fn adapter<F: FrozenLayer>(base: &F, config: &AdapterConfig) -> Result<LoraAdapter> {
-    LoraAdapter::grouped(&base.weight(), base.bias().as_ref(), base.groups(), config)
 }
 
 fn config_for(rank: usize, alpha: f64) -> Result<AdapterConfig> {
@@ -270,9 +264,7 @@ impl LoraLayer<FrozenConv1d> {
     /// As [`wrap`](Self::wrap); for a grouped convolution also with DoRA, and with starting values
     /// whose product is not zero.
     pub fn with_config(layer: Conv1d, config: &AdapterConfig) -> Result<Self> {
-        let base = FrozenConv1d::from_plain(layer);
-        let adapter = adapter(&base, config)?;
-        Ok(Self::over(base, adapter))
+        Self::adapt(layer, config)
     }
 
     /// The adapted convolution.
@@ -328,9 +320,7 @@ impl LoraLayer<FrozenConv2d> {
     /// # Errors
     /// As [`LoraConv1d::with_config`].
     pub fn with_config(layer: Conv2d, config: &AdapterConfig) -> Result<Self> {
-        let base = FrozenConv2d::from_plain(layer);
-        let adapter = adapter(&base, config)?;
-        Ok(Self::over(base, adapter))
+        Self::adapt(layer, config)
     }
 
     /// The adapted convolution.

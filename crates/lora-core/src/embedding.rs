@@ -4,7 +4,6 @@ use burn::module::{Module, Param};
 use burn::nn::Embedding;
 use burn::tensor::{Int, Tensor, module::embedding};
 
-use crate::adapter::LoraAdapter;
 use crate::config::{AdapterConfig, LoraConfig};
 use crate::error::Result;
 use crate::frozen::{FrozenLayer, LayerKind, Weights, frozen, frozen_param};
@@ -93,10 +92,9 @@ impl LoraLayer<FrozenEmbedding> {
     /// Wraps an embedding with an adapter as `config` says.
     ///
     /// # Errors
-    /// As [`LoraLinear::with_config`](crate::LoraLinear::with_config).
+    /// As [`LoraLinear::with_config`](crate::LoraLinear::with_config), and with `lora_bias`.
     pub fn with_config(layer: Embedding, config: &AdapterConfig) -> Result<Self> {
-        let adapter = LoraAdapter::new(&layer.weight.val(), None, config)?;
-        Ok(Self::from_parts(layer, adapter))
+        Self::adapt(layer, config)
     }
 
     /// The rows of the adapted weight: `[batch, length]` to `[batch, length, d_output]`.

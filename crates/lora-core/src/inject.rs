@@ -6,7 +6,6 @@ use std::fmt;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 
-use crate::adapter::LoraAdapter;
 use crate::config::{AdapterConfig, LoraConfig, Patterns, TrainedBias};
 use crate::error::{ErrorKind, Result};
 use crate::frozen::{LayerKind, frozen};
@@ -93,10 +92,8 @@ pub fn inject<M: Module + VisitLora>(model: M, config: &LoraConfig) -> Result<(M
     })?;
     attach(model, plan, |path, part, layer| match part {
         Part::LowRank(config) => {
-            let (weight, bias) = (layer.weight(), layer.bias());
-            LoraAdapter::grouped(&weight, bias.as_ref(), layer.groups(), config)
-                .map(Adaptation::LowRank)
-                .map_err(|error| error.at(path))
+            let adapter = layer.new_adapter(config).map_err(|error| error.at(path))?;
+            Ok(Adaptation::LowRank(adapter))
         }
         Part::Whole => Ok(Adaptation::Replacement(layer.copy_of_layer())),
         Part::Bias => {

@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 
 use crate::adapter::{LoraAdapter, column_squares, in_dtype, in_full};
+use crate::config::AdapterConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::{FrozenLayer, LayerKind, Weights};
 use crate::replacement::Replacement;
@@ -23,8 +24,10 @@ pub struct LoraLayer<F: FrozenLayer> {
 }
 
 impl<F: FrozenLayer> LoraLayer<F> {
-    pub(crate) fn from_parts(layer: F::Plain, adapter: LoraAdapter) -> Self {
-        Self::over(F::from_plain(layer), adapter)
+    pub(crate) fn adapt(layer: F::Plain, config: &AdapterConfig) -> Result<Self> {
+        let base = F::from_plain(layer);
+        let adapter = LoraAdapter::for_layer(&base, config)?;
+        Ok(Self::over(base, adapter))
     }
 
     pub(crate) fn over(base: F, adapter: LoraAdapter) -> Self {
@@ -398,7 +401,7 @@ pub(crate) mod private {
         fn set_merged(&mut self, weights: Option<Weights>);
         fn set_rows(&mut self, rows: Option<Tensor<2>>);
         fn copy_of_layer(&self) -> Replacement;
-        fn frozen_squares(&self) -> Tensor<1>;
+        fn new_adapter(&self, config: &AdapterConfig) -> Result<LoraAdapter>;
     }
 }
 
@@ -434,8 +437,8 @@ impl<F: FrozenLayer> private::Sealed for Adaptable<F> {
         Replacement::of_layer(&self.frozen())
     }
 
-    fn frozen_squares(&self) -> Tensor<1> {
-        column_squares(&self.frozen().weight().without_autodiff())
+    fn new_adapter(&self, config: &AdapterConfig) -> Result<LoraAdapter> {
+        LoraAdapter::for_layer(&self.frozen(), config)
     }
 }
 

@@ -3,7 +3,6 @@
 use burn::nn::Linear;
 use burn::tensor::Tensor;
 
-use crate::adapter::LoraAdapter;
 use crate::config::{AdapterConfig, LoraConfig};
 use crate::error::Result;
 use crate::frozen::{FrozenLinear, add_bias, apply};
@@ -62,11 +61,9 @@ impl LoraLayer<FrozenLinear> {
     /// Wraps a linear layer with an adapter as `config` says.
     ///
     /// # Errors
-    /// As [`LoraAdapter::new`].
+    /// As [`LoraAdapter::new`](crate::LoraAdapter::new).
     pub fn with_config(layer: Linear, config: &AdapterConfig) -> Result<Self> {
-        let bias = layer.bias.as_ref().map(|bias| bias.val());
-        let adapter = LoraAdapter::new(&layer.weight.val(), bias.as_ref(), config)?;
-        Ok(Self::from_parts(layer, adapter))
+        Self::adapt(layer, config)
     }
 
     /// y = x W + b + scaling (x A) B; with DoRA, y = (x W + scaling (x A) B) m / ‖W + scaling A·B‖ + b

@@ -21,12 +21,12 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor};
 use cpu_time::ProcessTime;
 use divan::{Bencher, black_box};
-use lora_core::{FrozenLinear, LoraLinear};
+use lora_core::{FrozenLinear, LoraConfig, LoraLinear};
 
 const SIZES: [usize; 2] = [2048, 4096]; // d_input = d_output
 const INPUTS: [&[usize]; 2] = [&[512], &[4, 128]]; // the axes before d_input
 const RANKS: [usize; 3] = [8, 16, 64];
-const ADAPTERS: [Adapter; 2] = [Adapter::Lora, Adapter::Burn];
+const ADAPTERS: [Adapter; 3] = [Adapter::Lora, Adapter::Dora, Adapter::Burn];
 
 /// Rounds of the second table.
 const ROUNDS: usize = 15;
@@ -36,6 +36,8 @@ const ROUNDS: usize = 15;
 enum Adapter {
     /// This library's.
     Lora,
+    /// This library's with DoRA's magnitudes.
+    Dora,
     /// Burn's own, which adds A·B to the weight at every forward.
     Burn,
 }
@@ -59,6 +61,11 @@ impl Layer {
             None => Self::Frozen(FrozenLinear::new(base)),
             Some((Adapter::Lora, rank)) => {
                 Self::Lora(LoraLinear::wrap(base, rank, 2.0 * rank as f64).unwrap())
+            }
+            Some((Adapter::Dora, rank)) => {
+                let config = LoraConfig { dora: true, ..LoraConfig::new(rank, 2.0 * rank as f64) };
+                let config = config.resolve("").unwrap();
+                Self::Lora(LoraLinear::with_config(base, &config).unwrap())
             }
             Some((Adapter::Burn, rank)) => {
                 Self::Burn(base.apply_lora(Lora::new(rank, 2.0 * rank as f64)))
@@ -142,6 +149,7 @@ impl fmt::Display for Adapter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Lora => "LoraLinear",
+            Self::Dora => "with DoRA",
             Self::Burn => "apply_lora",
         })
     }

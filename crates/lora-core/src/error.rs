@@ -129,6 +129,15 @@ pub enum ErrorKind {
         /// The layer; empty for a layer that stands alone.
         path: String,
     },
+    /// Something that adapts the model does not train.
+    #[error(
+        "expected a gradient for all that adapts the model: {}; is every adapted layer part of the loss?",
+        first_few(problems)
+    )]
+    NoGradient {
+        /// One line for each tensor without a usable gradient.
+        problems: Vec<String>,
+    },
     /// An adapter that is to be saved holds NaN or infinity; nothing was written.
     #[error("{path}: expected finite values in A and B, found NaN or infinity; nothing was saved")]
     NonFiniteAdapter {

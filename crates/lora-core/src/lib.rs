@@ -28,6 +28,7 @@
 extern crate self as lora_core;
 
 mod adapter;
+mod audit;
 #[allow(dead_code, reason = "the public functions over whole models are still to come")]
 mod combine;
 mod config;
@@ -52,6 +53,7 @@ mod trainable;
 mod visit;
 
 pub use adapter::LoraAdapter;
+pub use audit::audit_gradients;
 pub use config::{AdapterConfig, LoraConfig, TrainedBias};
 pub use conv::{
     AdaptableConv1d, AdaptableConv2d, FrozenConv1d, FrozenConv2d, LoraConv1d, LoraConv2d,

@@ -171,11 +171,11 @@ fn linear(d_input: usize, d_output: usize) -> Linear {
     LinearConfig::new(d_input, d_output).init(&device())
 }
 
-/// A layer whose adapter is not at its starting point.
 fn plain(rank: usize, alpha: f64) -> AdapterConfig {
     LoraConfig::new(rank, alpha).resolve("").unwrap()
 }
 
+/// A layer whose adapter is not at its starting point.
 fn trained_layer(dtype: DType) -> LoraLinear {
     let mut layer = linear(D_INPUT, D_OUTPUT);
     layer.weight = layer.weight.map(|weight| weight.without_autodiff().cast(dtype).autodiff());
@@ -259,7 +259,7 @@ fn merged_equals_unmerged_and_unmerge_gives_back_the_bits() {
     merged
         .clone()
         .into_data()
-        .assert_approx_eq::<f32>(&before.clone().into_data(), Tolerance::relative(1e-5));
+        .assert_approx_eq::<f32>(&before.clone().into_data(), Tolerance::absolute(2e-5));
     assert_ne!(bits(merged.clone()), bits(layer.base().forward(x.clone())));
 
     layer.unmerge().unwrap();

@@ -698,3 +698,73 @@ fn whole_layers_train_beside_the_frozen_ones() {
     lora_core::unmerge(&mut slots).unwrap();
     let _: AdaptableConv2d = Conv2dConfig::new([1, 1], [1, 1]).init(&device()).into();
 }
+
+mod audit {
+    use super::*;
+    use lora_core::{AdapterSet, VisitLora, audit_gradients, inject, merge};
+
+    #[derive(Module, Debug, VisitLora)]
+    struct Net {
+        first: AdaptableLinear,
+        second: AdaptableLinear,
+    }
+
+    fn net(config: &LoraConfig) -> Net {
+        let layer = |seed| Linear { weight: param([4, 4], seed, DType::F32), bias: None }.into();
+        inject(Net { first: layer(1), second: layer(2) }, config).unwrap().0
+    }
+
+    fn audit(net: &Net, x: Tensor<2>) -> Result<(), String> {
+        let y = net.second.forward(net.first.forward(x));
+        let gradients = y.square().sum().backward();
+        audit_gradients(net, &gradients).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn every_start_passes_though_one_factor_has_a_gradient_of_zeros() {
+        for init in [Init::default(), Init::GaussianA { std: None }, Init::Orthogonal, Init::Olora]
+        {
+            for dora in [false, true] {
+                let config = LoraConfig { init, dora, ..LoraConfig::new(2, 4.0) };
+                audit(&net(&config), fixed([3, 4], 3, DType::F32)).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_train_is_named() {
+        let x = fixed([3, 4], 3, DType::F32);
+        let mut model = net(&LoraConfig::new(2, 4.0));
+        let gradients = model.first.forward(x.clone()).sum().backward();
+        let error = audit_gradients(&model, &gradients).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "expected a gradient for all that adapts the model: second.lora_a got no gradient; \
+             second.lora_b got no gradient; is every adapted layer part of the loss?"
+        );
+
+        let error = audit(&model, x.clone() * f32::NAN).unwrap_err();
+        assert!(error.contains("first.lora_a got a gradient with NaN or infinity"), "{error}");
+
+        // Both factors at zero never leave it.
+        model.first.adapter_mut().unwrap().lora_b =
+            Param::from_tensor(Tensor::zeros([2, 4], &device()));
+        let gradients = model.second.forward(model.first.forward(x.clone())).sum().backward();
+        audit_gradients(&model, &gradients).unwrap_err();
+
+        model.first.set_enabled(false);
+        let error = audit(&model, x.clone()).unwrap_err();
+        assert!(error.contains("first is disabled, and does not train"), "{error}");
+        model.first.set_enabled(true);
+
+        let mut model = net(&LoraConfig::new(2, 4.0));
+        merge(&mut model).unwrap();
+        let y = model.second.forward(model.first.forward(x.clone().require_grad()));
+        let error = audit_gradients(&model, &y.sum().backward()).unwrap_err();
+        assert!(error.to_string().contains("first is merged, and does not train"), "{error}");
+
+        AdapterSet::detach(&mut model);
+        let y = model.second.forward(model.first.forward(x.require_grad()));
+        audit_gradients(&model, &y.sum().backward()).unwrap();
+    }
+}

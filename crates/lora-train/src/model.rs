@@ -2,10 +2,13 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
+use lora_core::VisitLora;
 use lora_models::Decoder;
 
 /// A causal language model, as the training loop sees it.
-pub trait CausalLm: Module {
+///
+/// Through [`VisitLora`] the loop checks at its first step that all that adapts the model trains.
+pub trait CausalLm: Module + VisitLora {
     /// Where the weights are.
     fn device(&self) -> Device;
 

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use burn::optim::{AdamWConfig, GradientsParams};
+use lora_core::audit_gradients;
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Batch, Batches, SplitData};
@@ -87,7 +88,8 @@ pub struct StepReport {
 /// the same steps.
 ///
 /// # Errors
-/// When a setting cannot be used, nothing in the model trains, or a loss is not finite.
+/// When a setting cannot be used, nothing in the model trains, something that adapts it gets no
+/// gradient in the first step, or a loss is not finite.
 pub fn train<M: CausalLm>(
     mut model: M,
     data: &SplitData,
@@ -117,7 +119,11 @@ pub fn train<M: CausalLm>(
         if !loss.is_tracked() {
             return Err(Error::settings("model", "trainable parameters", "none"));
         }
-        let gradients = GradientsParams::from_grads(loss.backward(), &model);
+        let gradients = loss.backward();
+        if step == 1 {
+            audit_gradients(&model, &gradients)?;
+        }
+        let gradients = GradientsParams::from_grads(gradients, &model);
         let learning_rate =
             config.schedule.learning_rate(config.learning_rate, step, config.steps, config.warmup);
         model = optimizer.step(learning_rate, model, gradients);

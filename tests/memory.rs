@@ -5,12 +5,15 @@
 
 use std::env;
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use burn::module::{Lora, Module};
 use burn::nn::LinearConfig;
 use burn::tensor::{Device, Distribution, Tensor};
-use lora_core::LoraLinear;
+use lora_core::{AdaptableLinear, AdapterInfo, LoraConfig, LoraLinear, inject};
+use lora_core::{merge_checkpoint, save_adapter};
+use safetensors::tensor::{Dtype, TensorView};
 
 const D: usize = 4096;
 const RANK: usize = 16;
@@ -28,6 +31,15 @@ fn resident(field: &str) -> f64 {
 #[test]
 fn child() {
     let Ok(case) = env::var(CASE) else { return };
+    if let Some(folder) = case.strip_prefix("merge ") {
+        let folder = Path::new(folder);
+        fs::write("/proc/self/clear_refs", "5").unwrap();
+        let before = resident("VmRSS");
+        let (base, adapter) = (folder.join("base"), folder.join("adapter"));
+        merge_checkpoint(base, adapter, folder.join("merged"), &Device::flex()).unwrap();
+        println!("peak {}", resident("VmHWM") - before);
+        return;
+    }
     let device = Device::flex().autodiff();
     let x = Tensor::<2>::random([ROWS, D], Distribution::Normal(0.0, 1.0), &device).require_grad();
     let base = LinearConfig::new(D, D).with_bias(false).init(&device);
@@ -75,4 +87,35 @@ fn an_adapter_adds_at_most_8_mb_to_a_frozen_layer() {
     assert!(ours - frozen <= 8.0, "lora-core {ours:.1} MiB, frozen {frozen:.1} MiB");
     // The yardstick works: a dense update is seen.
     assert!(burn - frozen > 40.0, "Burn's apply_lora {burn:.1} MiB, frozen {frozen:.1} MiB");
+}
+
+/// A checkpoint of 16 tensors of 16 MiB is merged with a few of them in memory at a time.
+#[test]
+fn a_checkpoint_is_merged_without_holding_it() {
+    const LAYERS: usize = 16;
+    const SIZE: usize = 2048;
+    let folder = tempfile::tempdir().unwrap();
+    let device = Device::flex();
+    let layers: Vec<AdaptableLinear> = (0..LAYERS)
+        .map(|_| LinearConfig::new(SIZE, SIZE).with_bias(false).init(&device).into())
+        .collect();
+    let (model, _) = inject(layers, &LoraConfig::new(4, 8.0)).unwrap();
+    save_adapter(&model, folder.path().join("adapter"), &AdapterInfo::default()).unwrap();
+    drop(model);
+    let bytes = vec![0; SIZE * SIZE * 4];
+    let views = (0..LAYERS).map(|layer| {
+        let view = TensorView::new(Dtype::F32, vec![SIZE, SIZE], &bytes).unwrap();
+        (format!("{layer}.weight"), view)
+    });
+    fs::create_dir(folder.path().join("base")).unwrap();
+    let file = folder.path().join("base/model.safetensors");
+    safetensors::serialize_to_file(views, None, &file).unwrap();
+    drop(bytes);
+
+    let peak = peak(&format!("merge {}", folder.path().display()));
+    let size = (LAYERS * SIZE * SIZE * 4) as f64 / 1024.0 / 1024.0;
+    println!("merging {size:.0} MiB: {peak:.1} MiB");
+    assert!(peak < 0.5 * size, "{peak:.1} MiB for a checkpoint of {size:.0} MiB");
+    let merged = fs::metadata(folder.path().join("merged/model.safetensors")).unwrap();
+    assert_eq!(merged.len(), fs::metadata(file).unwrap().len());
 }

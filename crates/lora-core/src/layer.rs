@@ -125,28 +125,7 @@ impl<F: FrozenLayer> LoraLayer<F> {
         if self.base.groups() > 1 {
             return Err(ErrorKind::GroupedConvolution { path: path.to_owned() }.into());
         }
-        let base = self.base.weight().without_autodiff();
-        let dtype = base.dtype();
-        let delta = self.adapter.delta_weight();
-        let computed = if dtype == DType::F64 { dtype } else { delta.dtype() };
-        let full = in_dtype(base.clone(), computed) + in_dtype(delta, computed);
-        let scale =
-            self.squares.as_ref().and_then(|squares| self.adapter.column_scale(&base, squares));
-        let full = match scale {
-            Some(scale) => full * in_dtype(scale.without_autodiff(), computed).unsqueeze(),
-            None => full,
-        };
-        let bias = self.base.bias().map(|bias| in_dtype(bias.without_autodiff(), computed));
-        let bias = self.adapter.output_bias(bias, computed);
-        let bias = bias.map(|bias| in_dtype(bias.without_autodiff(), dtype));
-        let weight = in_dtype(full.clone(), dtype);
-        // Checked after the rounding: a sum that is finite in f32 may not be in f16.
-        let finite = |bias: &Tensor<1>| bias.clone().is_finite().all().into_scalar::<bool>();
-        if !weight.clone().is_finite().all().into_scalar::<bool>() || !bias.iter().all(finite) {
-            return Err(ErrorKind::NonFinite { path: path.to_owned() }.into());
-        }
-        let rounding = Rounding::between(&base, full, &weight);
-        Ok((Weights { weight, bias }, rounding))
+        merge_matrix(self.base.weight(), self.base.bias(), &self.adapter, path)
     }
 
     pub(crate) fn set_merged(&mut self, weights: Option<Weights>) {
@@ -172,6 +151,40 @@ impl<F: FrozenLayer> LoraLayer<F> {
         let (a, b) = self.adapter.factors();
         (in_dtype(a, dtype), in_dtype(b, dtype), self.adapter.scaling())
     }
+}
+
+/// W + scaling A·B (its columns at DoRA's norms) and the bias of the adapted layer, computed in f32 or
+/// f64 and rounded once to the dtype of W; `path` names the layer in errors.
+pub(crate) fn merge_matrix(
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    adapter: &LoraAdapter,
+    path: &str,
+) -> Result<(Weights, Rounding)> {
+    let base = weight.without_autodiff();
+    let dtype = base.dtype();
+    let delta = adapter.delta_weight();
+    let computed = if dtype == DType::F64 { dtype } else { delta.dtype() };
+    let full = in_dtype(base.clone(), computed) + in_dtype(delta, computed);
+    let scale = adapter.magnitude.as_ref().and_then(|_| {
+        let base = in_full(base.clone());
+        adapter.column_scale(&base, &column_squares(&base))
+    });
+    let full = match scale {
+        Some(scale) => full * in_dtype(scale.without_autodiff(), computed).unsqueeze(),
+        None => full,
+    };
+    let bias = bias.map(|bias| in_dtype(bias.without_autodiff(), computed));
+    let bias = adapter.output_bias(bias, computed);
+    let bias = bias.map(|bias| in_dtype(bias.without_autodiff(), dtype));
+    let weight = in_dtype(full.clone(), dtype);
+    // Checked after the rounding: a sum that is finite in f32 may not be in f16.
+    let finite = |bias: &Tensor<1>| bias.clone().is_finite().all().into_scalar::<bool>();
+    if !weight.clone().is_finite().all().into_scalar::<bool>() || !bias.iter().all(finite) {
+        return Err(ErrorKind::NonFinite { path: path.to_owned() }.into());
+    }
+    let rounding = Rounding::between(&base, full, &weight);
+    Ok((Weights { weight, bias }, rounding))
 }
 
 impl Weights {

@@ -69,8 +69,8 @@ pub use lora_derive::VisitLora;
 pub use merge::{MergeReport, MergedLayer, merge, unmerge};
 pub use ops::lora_linear;
 pub use peft::{
-    AdapterInfo, LoadOptions, LoadReport, load_adapter, load_adapter_with, read_adapter,
-    read_adapter_config, read_adapter_info, save_adapter, write_folder,
+    AdapterInfo, LoadOptions, LoadReport, load_adapter, load_adapter_with, merge_checkpoint,
+    read_adapter, read_adapter_config, read_adapter_info, save_adapter, write_folder,
 };
 pub use problem::ConfigProblem;
 pub use replacement::{Replacement, TokenRows};

@@ -64,7 +64,11 @@ impl Replacement {
 
     /// The layer's weight and bias with this in place of its own, without autodiff.
     pub(crate) fn weights<F: FrozenLayer>(&self, base: &F) -> Weights {
-        let own = base.weight().without_autodiff();
+        self.weights_over(base.weight(), base.bias())
+    }
+
+    pub(crate) fn weights_over(&self, own: Tensor<2>, bias: Option<Tensor<1>>) -> Weights {
+        let own = own.without_autodiff();
         let dtype = own.dtype();
         let weight = match &self.weight {
             Some(weight) => weight.val().without_autodiff().cast(dtype),
@@ -76,7 +80,7 @@ impl Replacement {
         };
         let bias = match &self.bias {
             Some(bias) => Some(bias.val().without_autodiff().cast(dtype)),
-            None => base.bias().map(Tensor::without_autodiff),
+            None => bias.map(Tensor::without_autodiff),
         };
         Weights { weight, bias }
     }

@@ -118,6 +118,45 @@ impl Slot {
         }
     }
 
+    /// The layer behind a checkpoint's weight of this shape, in torch's order; `a` is the shape of its
+    /// down matrix, which says the groups of a convolution.
+    pub(super) fn of_checkpoint(
+        is_embedding: bool,
+        weight: &[usize],
+        a: Option<&[usize]>,
+        bias: bool,
+    ) -> Option<Self> {
+        let (kind, shape) = match *weight {
+            [vocabulary, width] if is_embedding => (LayerKind::Embedding, vec![vocabulary, width]),
+            [d_output, d_input] => (LayerKind::Linear, vec![d_input, d_output]),
+            [_, _, _] => (LayerKind::Conv1d, weight.to_vec()),
+            [_, _, _, _] => (LayerKind::Conv2d, weight.to_vec()),
+            _ => return None,
+        };
+        let (group_input, d_output, groups) = match kind {
+            LayerKind::Linear | LayerKind::Embedding => (shape[0], shape[1], 1),
+            _ => {
+                let channels = a.map_or(shape[1], |a| a.get(1).copied().unwrap_or(shape[1]));
+                let groups = (channels / shape[1].max(1)).max(1);
+                (shape[1..].iter().product(), shape[0], groups)
+            }
+        };
+        Some(Self { kind, d_input: group_input * groups, d_output, groups, shape, bias })
+    }
+
+    /// `[d_input, d_output]` of the weight as a matrix.
+    pub(super) fn matrix_dims(&self) -> [usize; 2] {
+        [self.d_input / self.groups, self.d_output]
+    }
+
+    pub(super) fn d_output(&self) -> usize {
+        self.d_output
+    }
+
+    pub(super) fn groups(&self) -> usize {
+        self.groups
+    }
+
     /// Whether the layer has a bias.
     pub(super) fn has_bias(&self) -> bool {
         self.bias

@@ -10,6 +10,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
+use super::checkpoint::Layers;
 use super::config::read_adapter_config;
 use super::fingerprint::fingerprint;
 use super::keys::{self, Part, Slot};
@@ -155,7 +156,7 @@ pub fn read_adapter<M: VisitLora>(
 /// What a reader makes of a file, or one line for each tensor that does not fit.
 type Read = Result<(Result<Vec<(String, Adaptation)>>, LoadReport), Vec<String>>;
 
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     tensors: &'a SafeTensors<'a>,
     options: &'a LoadOptions,
     keys: BTreeMap<(String, Part), String>,
@@ -166,7 +167,7 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(tensors: &'a SafeTensors<'a>, options: &'a LoadOptions) -> Self {
+    pub(super) fn new(tensors: &'a SafeTensors<'a>, options: &'a LoadOptions) -> Self {
         let mut names = tensors.names();
         names.sort_unstable();
         let (mut keys, mut unused, mut problems) = (BTreeMap::new(), Vec::new(), Vec::new());
@@ -192,15 +193,7 @@ impl<'a> Reader<'a> {
             let Some((_, part)) = parts.next_if(|(planned, _)| planned == path) else { return };
             let slot = Slot::of(layer);
             let weight = layer.weight();
-            let adaptation = match part {
-                inject::Part::LowRank(config) => {
-                    self.low_rank(path, &slot, &config, &weight).transpose()
-                }
-                inject::Part::Whole => self.whole(path, &slot, &weight).map(Ok),
-                inject::Part::Bias => self.bias(path, &slot, &weight).map(Ok),
-                inject::Part::Tokens(ids) => self.tokens(path, &slot, &ids, &weight).transpose(),
-            };
-            match adaptation {
+            match self.part(path, &slot, &part, &weight).transpose() {
                 Some(Ok(adaptation)) => entries.push((path.to_owned(), adaptation)),
                 Some(Err(error)) => failure = failure.take().or(Some(error.at(path))),
                 None => {}
@@ -225,6 +218,65 @@ impl<'a> Reader<'a> {
             ..LoadReport::default()
         };
         Ok((failure.map_or(Ok(entries), Err), report))
+    }
+
+    fn part(
+        &mut self,
+        path: &str,
+        slot: &Slot,
+        part: &inject::Part,
+        weight: &Tensor<2>,
+    ) -> Result<Option<Adaptation>> {
+        match part {
+            inject::Part::LowRank(config) => self.low_rank(path, slot, config, weight),
+            inject::Part::Whole => Ok(self.whole(path, slot, weight)),
+            inject::Part::Bias => Ok(self.bias(path, slot, weight)),
+            inject::Part::Tokens(ids) => self.tokens(path, slot, ids, weight),
+        }
+    }
+
+    /// One layer's adaptation alone, for a reader that looks at no other.
+    pub(super) fn adaptation(
+        &mut self,
+        path: &str,
+        slot: &Slot,
+        part: &inject::Part,
+        weight: &Tensor<2>,
+    ) -> Result<Adaptation> {
+        let read = self.part(path, slot, part, weight)?;
+        let missing = self.missing.drain(..).map(|key| format!("{key} is missing"));
+        let mut problems: Vec<String> = missing.collect();
+        problems.append(&mut self.problems);
+        read.filter(|_| problems.is_empty()).ok_or_else(|| {
+            ErrorKind::AdapterMismatch { path: WEIGHTS_FILE.into(), problems }.into()
+        })
+    }
+
+    /// The paths that the file has tensors for, with the parts of each.
+    pub(super) fn layers(&self) -> Layers {
+        let mut layers = Layers::new();
+        for (path, part) in self.keys.keys() {
+            layers.entry(path.clone()).or_default().insert(*part);
+        }
+        layers
+    }
+
+    /// What is wrong with the names of the file's tensors.
+    pub(super) fn problems(&self) -> Vec<String> {
+        let unknown = self.unused.iter().map(|key| format!("{key} is no adapter's tensor"));
+        self.problems.iter().cloned().chain(unknown).collect()
+    }
+
+    /// The shape of a tensor of the file.
+    pub(super) fn shape(&self, path: &str, part: Part) -> Option<Vec<usize>> {
+        let name = self.keys.get(&(path.to_owned(), part))?;
+        self.tensors.tensor(name).ok().map(|tensor| tensor.shape().to_vec())
+    }
+
+    /// Whether the file adapts the layer as an embedding.
+    pub(super) fn is_embedding(&self, path: &str) -> bool {
+        let name = self.keys.get(&(path.to_owned(), Part::A));
+        name.is_some_and(|name| name.contains("lora_embedding_A"))
     }
 
     fn low_rank(

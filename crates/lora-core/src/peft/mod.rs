@@ -23,12 +23,14 @@
 //!
 //! Source: files that PEFT 0.21.2 wrote.
 
+mod checkpoint;
 mod config;
 mod fingerprint;
 mod keys;
 mod load;
 mod save;
 
+pub use checkpoint::merge_checkpoint;
 pub use config::{AdapterInfo, read_adapter_config, read_adapter_info};
 pub use load::{LoadOptions, LoadReport, load_adapter, load_adapter_with, read_adapter};
 pub use save::{save_adapter, write_folder};

@@ -250,6 +250,16 @@ fn to_host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 /// # Errors
 /// When the folder exists already or cannot be written.
 pub fn write_folder(folder: &Path, files: &[(&str, &[u8])]) -> Result<()> {
+    write_new_folder(folder, |sibling| {
+        files.iter().try_for_each(|(name, bytes)| write(&sibling.join(name), bytes))
+    })
+}
+
+/// The same for files that `fill` writes and syncs itself.
+pub(super) fn write_new_folder(
+    folder: &Path,
+    fill: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
     if folder.exists() {
         return Err(ErrorKind::Exists { path: folder.to_owned() }.into());
     }
@@ -257,7 +267,7 @@ pub fn write_folder(folder: &Path, files: &[(&str, &[u8])]) -> Result<()> {
     let sibling = folder.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
     let written = fs::create_dir_all(&sibling)
         .map_err(|source| Error::io(&sibling, source))
-        .and_then(|()| files.iter().try_for_each(|(name, bytes)| write(&sibling.join(name), bytes)))
+        .and_then(|()| fill(&sibling))
         .and_then(|()| fs::rename(&sibling, folder).map_err(|source| Error::io(folder, source)));
     if written.is_err() {
         // The first failure is what the caller must see; a folder that stays behind is named .tmp.

@@ -1,0 +1,416 @@
+//! Merging an adapter into a checkpoint's files, tensor by tensor.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, Metadata};
+
+use super::WEIGHTS_FILE;
+use super::config::read_adapter_config;
+use super::keys::{Part, Slot};
+use super::load::{LoadOptions, Reader};
+use super::save::write_new_folder;
+use crate::config::LoraConfig;
+use crate::error::{Error, ErrorKind, Result};
+use crate::frozen::{LayerKind, Weights};
+use crate::inject;
+use crate::layer::{Adaptation, merge_matrix};
+use crate::merge::{MergeReport, MergedLayer};
+use crate::target::is_named;
+
+/// Merges the adapter in the folder `adapter` into the Hugging Face checkpoint in the folder `base`,
+/// and writes the result to the new folder `output`: the same files with the adapted tensors changed,
+/// each computed in f32 and rounded once to its own dtype.
+///
+/// One tensor is held at a time (with its f32 copy and the update), never the model: a checkpoint that
+/// does not fit into memory can be merged. Files that hold no tensors (configs, tokenizer) are copied.
+///
+/// # Errors
+/// When a file cannot be read or is damaged; when the adapter has a tensor for which the checkpoint has
+/// no weight of that shape (all of them are named); when it changes an embedding that is also the head
+/// (merge the loaded model instead, which parts the two); when a merged weight would be NaN or infinite;
+/// when `output` exists. Then `output` is not there.
+///
+/// # Example
+/// ```no_run
+/// let device = burn::tensor::Device::default();
+/// let report = lora_core::merge_checkpoint("Llama-3.2-1B", "adapter", "merged", &device)?;
+/// println!("{} layers", report.layers.len());
+/// # Ok::<(), lora_core::Error>(())
+/// ```
+pub fn merge_checkpoint(
+    base: impl AsRef<Path>,
+    adapter: impl AsRef<Path>,
+    output: impl AsRef<Path>,
+    device: &Device,
+) -> Result<MergeReport> {
+    let (base, adapter) = (base.as_ref(), adapter.as_ref());
+    let config = read_adapter_config(adapter)?;
+    let path = adapter.join(WEIGHTS_FILE);
+    let bytes = fs::read(&path).map_err(|source| Error::io(&path, source))?;
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|source| {
+        Error::malformed(&path, "the file", "a safetensors file", format!("an error: {source}"))
+    })?;
+
+    let (shards, others) = list(base)?;
+    let shards = shards.into_iter().map(Shard::open).collect::<Result<Vec<_>>>()?;
+    let plan = Plan::new(adapter, &config, &tensors, &shards)?;
+    if plan.changes_tied_embedding(base, &shards)? {
+        return Err(Error::setting(
+            "base",
+            "a head of its own where the adapter changes the embedding",
+            "one that is tied to the embedding; load the model and merge it, which parts the two",
+        ));
+    }
+
+    let mut report = MergeReport::default();
+    write_new_folder(output.as_ref(), |folder| {
+        for other in &others {
+            let copy = folder.join(other.file_name().unwrap_or_default());
+            fs::copy(other, &copy).map_err(|source| Error::io(other, source))?;
+        }
+        for shard in &shards {
+            plan.write(shard, folder, &tensors, device.clone().without_autodiff(), &mut report)?;
+        }
+        Ok(())
+    })?;
+    Ok(report)
+}
+
+/// The checkpoint's weight files, and its other files.
+fn list(base: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let entries = fs::read_dir(base).map_err(|source| Error::io(base, source))?;
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(|source| Error::io(base, source))?.path();
+        if path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    let is_shard = |path: &PathBuf| path.extension().is_some_and(|name| name == "safetensors");
+    let (shards, others): (Vec<_>, Vec<_>) = files.into_iter().partition(is_shard);
+    if shards.is_empty() {
+        let (expected, found) = ("a file that ends with .safetensors", "none");
+        return Err(Error::malformed(base, "the folder", expected, found));
+    }
+    Ok((shards, others))
+}
+
+/// One weight file: its header, and where its tensors are.
+struct Shard {
+    path: PathBuf,
+    header: Vec<u8>, // with the length in front
+    metadata: Metadata,
+}
+
+impl Shard {
+    fn open(path: PathBuf) -> Result<Self> {
+        let io = |source| Error::io(&path, source);
+        let malformed = |found: String| {
+            Error::malformed(&path, "the header", "that of a safetensors file", found)
+        };
+        let mut file = File::open(&path).map_err(io)?;
+        let size = file.metadata().map_err(io)?.len();
+        let mut length = [0; 8];
+        file.read_exact(&mut length).map_err(|_| malformed(format!("{size} bytes in all")))?;
+        let length = u64::from_le_bytes(length);
+        if length > size.saturating_sub(8) {
+            return Err(malformed(format!("a length of {length} in a file of {size} bytes")));
+        }
+        let mut json = vec![0; length as usize];
+        file.read_exact(&mut json).map_err(io)?;
+        let metadata: Metadata = serde_json::from_slice(&json)
+            .map_err(|source| malformed(format!("an error: {source}")))?;
+        let expected = 8 + length + metadata.data_len() as u64;
+        if size != expected {
+            let (expected, found) = (format!("{expected} bytes"), format!("{size} bytes"));
+            return Err(Error::malformed(&path, "the file", expected, found));
+        }
+        let header = [&length.to_le_bytes()[..], &json].concat();
+        Ok(Self { path, header, metadata })
+    }
+
+    /// The tensors' names in the order of their bytes.
+    fn names(&self) -> Vec<String> {
+        self.metadata.offset_keys()
+    }
+
+    fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.metadata.info(name).map(|info| info.shape.as_slice())
+    }
+}
+
+/// What happens to each tensor of the checkpoint.
+struct Plan {
+    layers: BTreeMap<String, Layer>,
+}
+
+/// A layer that the adapter changes.
+struct Layer {
+    slot: Slot,
+    part: inject::Part,
+}
+
+impl Plan {
+    fn new(
+        adapter: &Path,
+        config: &LoraConfig,
+        tensors: &SafeTensors<'_>,
+        shards: &[Shard],
+    ) -> Result<Self> {
+        let find = |name: &str| shards.iter().find_map(|shard| shard.shape(name));
+        let options = LoadOptions::default();
+        let reader = Reader::new(tensors, &options);
+        let mut layers = BTreeMap::new();
+        let mut problems = reader.problems();
+        for (path, parts) in reader.layers() {
+            let (weight, bias) = (find(&format!("{path}.weight")), find(&format!("{path}.bias")));
+            let Some(weight) = weight else {
+                problems.push(format!("{path}.weight is not in the checkpoint"));
+                continue;
+            };
+            let a = reader.shape(&path, Part::A);
+            let is_embedding = reader.is_embedding(&path) || parts.contains(&Part::Tokens);
+            let Some(slot) =
+                Slot::of_checkpoint(is_embedding, weight, a.as_deref(), bias.is_some())
+            else {
+                problems.push(format!("{path}.weight: no layer has the shape {weight:?}"));
+                continue;
+            };
+            let part = if parts.contains(&Part::A) || parts.contains(&Part::B) {
+                inject::Part::LowRank(config.resolve(&path)?)
+            } else if parts.contains(&Part::Tokens) {
+                inject::Part::Tokens(tokens_of(config, &path))
+            } else if parts.contains(&Part::Weight) {
+                inject::Part::Whole
+            } else {
+                inject::Part::Bias
+            };
+            let adds_bias = parts.contains(&Part::LoraBias) && bias.is_none();
+            if adds_bias {
+                problems.push(format!("{path}.bias is not in the checkpoint, and would be needed"));
+            }
+            layers.insert(path, Layer { slot, part });
+        }
+        match problems.is_empty() {
+            true => Ok(Self { layers }),
+            false => Err(ErrorKind::AdapterMismatch { path: adapter.to_owned(), problems }.into()),
+        }
+    }
+
+    /// Whether the embedding is changed and is the head too.
+    fn changes_tied_embedding(&self, base: &Path, shards: &[Shard]) -> Result<bool> {
+        let changed = self.layers.iter().any(|(_, layer)| {
+            layer.slot.kind == LayerKind::Embedding
+                && !matches!(layer.part, inject::Part::Tokens(_))
+        });
+        if !changed || shards.iter().any(|shard| shard.shape("lm_head.weight").is_some()) {
+            return Ok(false);
+        }
+        let path = base.join("config.json");
+        if !path.exists() {
+            return Ok(false);
+        }
+        let text = fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
+        let config: serde_json::Value = serde_json::from_str(&text).map_err(|source| {
+            Error::malformed(&path, "the file", "a JSON object", format!("an error: {source}"))
+        })?;
+        Ok(config.get("tie_word_embeddings") != Some(&serde_json::Value::Bool(false)))
+    }
+
+    /// Writes the shard with its adapted tensors changed. Sizes and order are those of the shard, so
+    /// its header holds for the copy too.
+    fn write(
+        &self,
+        shard: &Shard,
+        folder: &Path,
+        tensors: &SafeTensors<'_>,
+        device: Device,
+        report: &mut MergeReport,
+    ) -> Result<()> {
+        let read_error = |source| Error::io(&shard.path, source);
+        let target = folder.join(shard.path.file_name().unwrap_or_default());
+        let write_error = |source| Error::io(&target, source);
+        let mut source = File::open(&shard.path).map_err(read_error)?;
+        let mut copy = BufWriter::new(File::create(&target).map_err(write_error)?);
+        copy.write_all(&shard.header).map_err(write_error)?;
+        source.seek(SeekFrom::Start(shard.header.len() as u64)).map_err(read_error)?;
+        let mut bytes = Vec::new();
+        for name in shard.names() {
+            let info = shard.metadata.info(&name).expect("the name is the header's");
+            let (start, end) = info.data_offsets;
+            bytes.clear();
+            bytes.resize(end - start, 0);
+            source.read_exact(&mut bytes).map_err(read_error)?;
+            let (path, of_layer) = name.rsplit_once('.').unwrap_or((&name, ""));
+            if let Some(layer) = self.layers.get(path) {
+                let dtype = info.dtype;
+                let unfit = |found: Dtype| {
+                    let expected = "F64, F32, F16 or BF16";
+                    Error::malformed(&shard.path, &name, expected, format!("{found:?}"))
+                };
+                let changed = match of_layer {
+                    "weight" => layer.weight(path, &bytes, dtype, tensors, &device, report)?,
+                    "bias" => layer.bias(path, &bytes, dtype, tensors, &device)?,
+                    _ => Some(None),
+                };
+                match changed {
+                    Some(Some(changed)) => bytes = changed,
+                    Some(None) => {}
+                    None => return Err(unfit(dtype)),
+                }
+            }
+            copy.write_all(&bytes).map_err(write_error)?;
+        }
+        let file = copy.into_inner().map_err(|error| write_error(error.into_error()))?;
+        file.sync_all().map_err(write_error)
+    }
+}
+
+/// The token ids whose rows of the embedding at `path` were trained.
+fn tokens_of(config: &LoraConfig, path: &str) -> Vec<usize> {
+    let own = config.trainable_tokens.iter().find(|(name, _)| is_named(path, name));
+    own.map(|(_, ids)| ids.clone()).unwrap_or_default()
+}
+
+/// The bytes of a changed tensor, `None` inside where it stays; `None` for a dtype that is not known.
+type Changed = Option<Option<Vec<u8>>>;
+
+impl Layer {
+    fn weight(
+        &self,
+        path: &str,
+        bytes: &[u8],
+        dtype: Dtype,
+        tensors: &SafeTensors<'_>,
+        device: &Device,
+        report: &mut MergeReport,
+    ) -> Result<Changed> {
+        if matches!(self.part, inject::Part::Bias) {
+            return Ok(Some(None));
+        }
+        let Some(weight) = self.matrix(bytes, dtype, device) else { return Ok(None) };
+        let (weights, rounding) = self.merged(path, weight, tensors)?;
+        report.layers.push(MergedLayer { path: path.to_owned(), kind: self.slot.kind, rounding });
+        let part = Part::Weight;
+        Ok(Some(Some(to_bytes(self.slot.in_torch_order(part, weights.weight), dtype))))
+    }
+
+    fn bias(
+        &self,
+        path: &str,
+        bytes: &[u8],
+        dtype: Dtype,
+        tensors: &SafeTensors<'_>,
+        device: &Device,
+    ) -> Result<Changed> {
+        let Some(bias) = from_bytes(bytes, dtype, &[self.slot.d_output()], device) else {
+            return Ok(None);
+        };
+        // The weight has no part in the bias.
+        let [d_input, d_output] = self.slot.matrix_dims();
+        let weight = Tensor::<2>::zeros([d_input, d_output], (device, bias.dtype()));
+        let adaptation = self.adaptation(path, &weight, tensors, false)?;
+        let changed = match adaptation {
+            Adaptation::LowRank(adapter) => {
+                let bias = crate::adapter::in_full(bias);
+                adapter.output_bias(Some(bias.clone()), bias.dtype())
+            }
+            Adaptation::Replacement(replacement) => {
+                Some(replacement.bias.map_or(bias, |bias| bias.val()))
+            }
+        };
+        Ok(Some(changed.map(|bias| to_bytes(bias, dtype))))
+    }
+
+    fn merged(
+        &self,
+        path: &str,
+        weight: Tensor<2>,
+        tensors: &SafeTensors<'_>,
+    ) -> Result<(Weights, crate::layer::Rounding)> {
+        if self.slot.groups() > 1 && matches!(self.part, inject::Part::LowRank(_)) {
+            return Err(ErrorKind::GroupedConvolution { path: path.to_owned() }.into());
+        }
+        match self.adaptation(path, &weight, tensors, true)? {
+            Adaptation::LowRank(adapter) => merge_matrix(weight, None, &adapter, path),
+            Adaptation::Replacement(replacement) => {
+                Ok((replacement.weights_over(weight, None), crate::layer::Rounding::default()))
+            }
+        }
+    }
+
+    fn adaptation(
+        &self,
+        path: &str,
+        weight: &Tensor<2>,
+        tensors: &SafeTensors<'_>,
+        starts: bool,
+    ) -> Result<Adaptation> {
+        // For the bias alone, no start is computed from a weight that is not at hand.
+        let options = LoadOptions { residual_base: !starts, ..LoadOptions::default() };
+        let mut reader = Reader::new(tensors, &options);
+        reader.adaptation(path, &self.slot, &self.part, weight)
+    }
+
+    /// The tensor in our layout: a matrix `[d_input, d_output]`.
+    fn matrix(&self, bytes: &[u8], dtype: Dtype, device: &Device) -> Option<Tensor<2>> {
+        let [d_input, d_output] = self.slot.matrix_dims();
+        let transposed = self.slot.is_transposed(Part::Weight);
+        let shape = if transposed { [d_output, d_input] } else { [d_input, d_output] };
+        let tensor: Tensor<2> = from_bytes(bytes, dtype, &shape, device)?;
+        Some(if transposed { tensor.transpose() } else { tensor })
+    }
+}
+
+fn from_bytes<const D: usize>(
+    bytes: &[u8],
+    dtype: Dtype,
+    shape: &[usize],
+    device: &Device,
+) -> Option<Tensor<D>> {
+    let (two, _) = bytes.as_chunks::<2>();
+    let (data, dtype) = match dtype {
+        Dtype::F64 => {
+            let (eight, _) = bytes.as_chunks::<8>();
+            let values: Vec<f64> = eight.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
+            (TensorData::new(values, shape), DType::F64)
+        }
+        Dtype::F32 => {
+            let (four, _) = bytes.as_chunks::<4>();
+            let values: Vec<f32> = four.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            (TensorData::new(values, shape), DType::F32)
+        }
+        Dtype::F16 => {
+            let values: Vec<half::f16> =
+                two.iter().map(|bytes| half::f16::from_le_bytes(*bytes)).collect();
+            (TensorData::new(values, shape), DType::F16)
+        }
+        Dtype::BF16 => {
+            let values: Vec<half::bf16> =
+                two.iter().map(|bytes| half::bf16::from_le_bytes(*bytes)).collect();
+            (TensorData::new(values, shape), DType::BF16)
+        }
+        _ => return None,
+    };
+    Some(Tensor::from_data(data, (device, dtype)))
+}
+
+/// The values of a tensor, rounded to the file's dtype if they are not of it.
+fn to_bytes<const D: usize>(tensor: Tensor<D>, dtype: Dtype) -> Vec<u8> {
+    let cast = match dtype {
+        Dtype::F64 => DType::F64,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        _ => DType::F32,
+    };
+    tensor.cast(cast).into_data().into_bytes().to_vec()
+}
+
+/// The paths that a set of keys names, each with its parts.
+pub(super) type Layers = BTreeMap<String, BTreeSet<Part>>;

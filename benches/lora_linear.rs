@@ -49,6 +49,7 @@ enum Pass {
 }
 
 /// A layer under measurement.
+#[allow(clippy::large_enum_variant)] // one at a time
 enum Layer {
     Frozen(FrozenLinear),
     Lora(LoraLinear),

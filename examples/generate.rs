@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use burn_lora::{Result, say};
 use clap::Parser;
-use lora_core::{load_adapter, merge};
+use lora_core::{LoadOptions, load_adapter_with, merge};
 use lora_models::{Checkpoint, Message, Sampling};
 use lora_train::device_by_name;
 
@@ -24,6 +24,9 @@ struct Options {
     /// Adapter: a folder in PEFT's format, such as runs/1/adapter
     #[arg(long, value_name = "FOLDER")]
     adapter: Option<PathBuf>,
+    /// Use the adapter though it was made over other weights, such as another quantisation of them
+    #[arg(long)]
+    any_base: bool,
     /// Longest answer
     #[arg(long, value_name = "TOKENS", default_value_t = 128)]
     max_new_tokens: usize,
@@ -47,7 +50,8 @@ fn generate(options: &Options) -> Result<()> {
     let checkpoint = Checkpoint::open(path)?;
     let mut decoder = checkpoint.decoder(&device_by_name(&options.device)?)?;
     if let Some(folder) = &options.adapter {
-        (decoder, _) = load_adapter(decoder, folder)?;
+        let load = LoadOptions { check_base: !options.any_base, ..LoadOptions::default() };
+        (decoder, _) = load_adapter_with(decoder, folder, &load)?;
         merge(&mut decoder)?;
     }
 

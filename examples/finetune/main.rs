@@ -65,7 +65,7 @@ fn finetune(recipe: &Recipe) -> Result<()> {
     ));
 
     // The adapters.
-    let (decoder, report) = inject(decoder, &recipe.lora())?;
+    let (decoder, report) = inject(decoder, &recipe.lora()?)?;
     say(format!("\n{report}\n"));
 
     // Before.

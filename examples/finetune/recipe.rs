@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn_lora::{Error, Result};
 use clap::Parser;
-use lora_core::{LoraConfig, TargetModules};
+use lora_core::{ExcludeModules, Init, LoraConfig, Scaling, TargetModules};
 use lora_train::{Schedule, TrainConfig};
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +38,28 @@ pub struct Recipe {
     /// for the whole path [default: all-linear]
     #[arg(long, value_name = "NAMES")]
     pub targets: Option<String>,
+    /// Targets to leave out: names separated by commas, or "re:" and a regular expression
+    #[arg(long, value_name = "NAMES")]
+    pub exclude: Option<String>,
+    /// Adapt these layers of the model only, numbers separated by commas
+    #[arg(long, value_name = "NUMBERS", value_delimiter = ',')]
+    pub layers: Option<Vec<usize>>,
+    /// Modules that train in full, names separated by commas, such as lm_head
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub save_modules: Option<Vec<String>>,
+    /// How A and B start: gaussian-b, gaussian-a, kaiming, orthogonal, pissa, pissa:ITERATIONS or
+    /// olora [default: gaussian-b]
+    #[arg(long, value_name = "NAME")]
+    pub init: Option<String>,
+    /// Factor alpha / sqrt(rank) on the update (rsLoRA)
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub rslora: Option<bool>,
+    /// Train the norms of the adapted weights' columns too (DoRA)
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub dora: Option<bool>,
+    /// Probability of setting a value of an adapter's input to zero in training [default: 0]
+    #[arg(long, value_name = "NUMBER")]
+    pub dropout: Option<f64>,
     /// Optimiser steps [default: 40; 400 with the repository's own model]
     #[arg(long, value_name = "NUMBER")]
     pub steps: Option<usize>,
@@ -123,6 +145,10 @@ impl Recipe {
             rank: Some(8),
             alpha: Some(16.0),
             targets: Some("all-linear".to_owned()),
+            init: Some("gaussian-b".to_owned()),
+            rslora: Some(false),
+            dora: Some(false),
+            dropout: Some(0.0),
             steps: Some(40),
             batch: Some(4),
             lr: Some(2e-4),
@@ -149,6 +175,13 @@ impl Recipe {
             rank: self.rank.or(other.rank),
             alpha: self.alpha.or(other.alpha),
             targets: self.targets.or(other.targets),
+            exclude: self.exclude.or(other.exclude),
+            layers: self.layers.or(other.layers),
+            save_modules: self.save_modules.or(other.save_modules),
+            init: self.init.or(other.init),
+            rslora: self.rslora.or(other.rslora),
+            dora: self.dora.or(other.dora),
+            dropout: self.dropout.or(other.dropout),
             steps: self.steps.or(other.steps),
             batch: self.batch.or(other.batch),
             lr: self.lr.or(other.lr),
@@ -165,12 +198,21 @@ impl Recipe {
     }
 
     /// The settings of the adapters.
-    pub fn lora(&self) -> LoraConfig {
+    pub fn lora(&self) -> Result<LoraConfig> {
         let mut config =
             LoraConfig::new(self.rank.unwrap_or_default(), self.alpha.unwrap_or_default());
         config.target_modules = targets(self.targets.as_deref().unwrap_or_default());
+        config.exclude_modules = self.exclude.as_deref().map(excluded);
+        config.layers_to_transform = self.layers.clone().unwrap_or_default();
+        config.modules_to_save = self.save_modules.clone().unwrap_or_default();
+        config.init = init(self.init.as_deref().unwrap_or_default())?;
+        if self.rslora.unwrap_or_default() {
+            config.scaling = Scaling::AlphaOverSqrtRank;
+        }
+        config.dora = self.dora.unwrap_or_default();
+        config.dropout = self.dropout.unwrap_or_default();
         config.seed = self.seed.unwrap_or_default();
-        config
+        Ok(config)
     }
 
     /// The settings of the loop.
@@ -198,9 +240,35 @@ fn targets(text: &str) -> TargetModules {
     match text.trim().strip_prefix("re:") {
         Some(pattern) => TargetModules::Pattern(pattern.to_owned()),
         None if text.trim() == "all-linear" => TargetModules::AllLinear,
-        None => {
-            TargetModules::names(text.split(',').map(str::trim).filter(|name| !name.is_empty()))
-        }
+        None => TargetModules::names(names(text)),
+    }
+}
+
+fn excluded(text: &str) -> ExcludeModules {
+    match text.trim().strip_prefix("re:") {
+        Some(pattern) => ExcludeModules::Pattern(pattern.to_owned()),
+        None => ExcludeModules::names(names(text)),
+    }
+}
+
+fn names(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|name| !name.is_empty())
+}
+
+fn init(name: &str) -> Result<Init> {
+    let iterations = name.strip_prefix("pissa:").map(str::parse);
+    match (name, iterations) {
+        ("gaussian-b", _) => Ok(Init::GaussianB { std: None }),
+        ("gaussian-a", _) => Ok(Init::GaussianA { std: None }),
+        ("kaiming", _) => Ok(Init::KaimingUniformA),
+        ("orthogonal", _) => Ok(Init::Orthogonal),
+        ("olora", _) => Ok(Init::Olora),
+        ("pissa", _) => Ok(Init::Pissa { iterations: None }),
+        (_, Some(Ok(iterations))) => Ok(Init::Pissa { iterations: Some(iterations) }),
+        _ => Err(Error::user(format!(
+            "init: expected gaussian-b, gaussian-a, kaiming, orthogonal, pissa, pissa:ITERATIONS or \
+             olora, found '{name}'"
+        ))),
     }
 }
 

@@ -335,6 +335,39 @@ proptest! {
         });
     }
 
+    #[test]
+    fn a_copy_for_evaluation_is_the_same_function(
+        case in cases(DType::F32), config in variants(),
+    ) {
+        prop_assume!(is_large_enough(&case));
+        let mut adapted = case.wrap(&config);
+        each!(&mut adapted, layer => train(layer.adapter_mut(), 9));
+        let expected = host(case.forward(&adapted));
+        let off_the_tape = match case {
+            Case::Linear { layer, x } => {
+                Case::Linear { layer: layer.valid(), x: x.without_autodiff() }
+            }
+            Case::Embedding { layer, ids } => {
+                Case::Embedding { layer: layer.valid(), ids: ids.without_autodiff() }
+            }
+            Case::Conv1d { layer, x } => {
+                Case::Conv1d { layer: layer.valid(), x: x.without_autodiff() }
+            }
+            Case::Conv2d { layer, x } => {
+                Case::Conv2d { layer: layer.valid(), x: x.without_autodiff() }
+            }
+        };
+        let adapted = match adapted {
+            Adapted::Linear(layer) => Adapted::Linear(layer.valid()),
+            Adapted::Embedding(layer) => Adapted::Embedding(layer.valid()),
+            Adapted::Conv1d(layer) => Adapted::Conv1d(layer.valid()),
+            Adapted::Conv2d(layer) => Adapted::Conv2d(layer.valid()),
+        };
+        let found = off_the_tape.forward(&adapted);
+        prop_assert!(!found.is_autodiff());
+        prop_assert_eq!(host(found), expected);
+    }
+
     /// DoRA's norms follow from small products; here they are taken of the whole matrix.
     #[test]
     fn dora_equals_its_definition(

@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor, module::embedding};
 
 use crate::adapter::LoraAdapter;
 use crate::config::{AdapterConfig, LoraConfig};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::frozen::{FrozenLayer, LayerKind, Weights, frozen, frozen_param};
 use crate::init::fresh_seed;
 use crate::layer::{Adaptable, LoraLayer};
@@ -93,8 +93,12 @@ impl LoraLayer<FrozenEmbedding> {
     /// Wraps an embedding with an adapter as `config` says.
     ///
     /// # Errors
-    /// As [`LoraLinear::with_config`](crate::LoraLinear::with_config).
+    /// As [`LoraLinear::with_config`](crate::LoraLinear::with_config), and when the config asks for a
+    /// bias of the up matrix, which an embedding has not.
     pub fn with_config(layer: Embedding, config: &AdapterConfig) -> Result<Self> {
+        if config.lora_bias {
+            return Err(Error::setting("lora_bias", "false for an embedding", true));
+        }
         let adapter = LoraAdapter::new(&layer.weight.val(), None, config)?;
         Ok(Self::from_parts(layer, adapter))
     }

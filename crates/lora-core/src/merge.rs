@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::error::{ErrorKind, Result};
 use crate::frozen::LayerKind;
-use crate::layer::{Adaptation, AdaptableLayer, Rounding};
+use crate::layer::{AdaptableLayer, Adaptation, Rounding};
 use crate::visit::VisitLora;
 
 /// What [`merge`] did. Prints as one line, and another where a tie was parted.

@@ -72,7 +72,8 @@ impl Selection {
     /// an entry that matches nothing is no problem while others match.
     pub(crate) fn into_result_for_loading(mut self) -> Result<Vec<bool>> {
         let fits = self.selected.contains(&true);
-        let is_no_match = |problem: &ConfigProblem| !matches!(problem, ConfigProblem::Setting { .. });
+        let is_no_match =
+            |problem: &ConfigProblem| !matches!(problem, ConfigProblem::Setting { .. });
         self.problems.retain(|problem| problem.bars_loading() || (!fits && is_no_match(problem)));
         self.into_result()
     }

@@ -343,9 +343,7 @@ fn pattern<T>(
     };
     let entry = |(key, value): (&String, &Value)| match read(value) {
         Some(value) => Ok((key.clone(), value)),
-        None => {
-            Err(Error::malformed(path, format!("{field}.{key}"), expected, value.to_string()))
-        }
+        None => Err(Error::malformed(path, format!("{field}.{key}"), expected, value.to_string())),
     };
     entries.iter().map(entry).collect()
 }

@@ -142,11 +142,9 @@ impl Slot {
             Part::A => vec![size, self.d_input],
             Part::B => vec![self.d_output, size],
             Part::Magnitude if is_conv => [vec![1, self.d_output], ones].concat(),
-            Part::LoraBias
-            | Part::Magnitude
-            | Part::BaseBias
-            | Part::Bias
-            | Part::Replaced => vec![self.d_output],
+            Part::LoraBias | Part::Magnitude | Part::BaseBias | Part::Bias | Part::Replaced => {
+                vec![self.d_output]
+            }
             Part::Tokens => vec![size, self.d_output],
             // Burn's linear layer is [in, out], torch's is [out, in].
             Part::Weight | Part::BaseWeight if self.kind == LayerKind::Linear => {

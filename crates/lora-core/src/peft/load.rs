@@ -157,7 +157,8 @@ pub fn read_adapter<M: VisitLora>(
     let (entries, report) = reader.read(model, plan).map_err(|problems| {
         Error::from(ErrorKind::AdapterMismatch { path: folder.to_owned(), problems })
     })?;
-    let set = AdapterSet::from_entries(entries?);
+    let entries = entries.map_err(|error| error.in_config(folder.join(CONFIG_FILE), field_of))?;
+    let set = AdapterSet::from_entries(entries);
     if let (Some(false), true) = (same_base, options.check_base) {
         return Err(ErrorKind::OtherBase { path: folder.to_owned() }.into());
     }
@@ -236,7 +237,8 @@ impl<'a> Reader<'a> {
                 unused.map(|key| format!("{key} is in the file, but belongs to no target")),
             );
         }
-        if !self.problems.is_empty() {
+        // A setting that cannot be followed comes first: the tensors may only be wrong because of it.
+        if failure.is_none() && !self.problems.is_empty() {
             return Err(self.problems);
         }
         let report = LoadReport {

@@ -2,17 +2,18 @@
 //!
 //! `--input FILE.safetensors` holds `input_ids`, i64 `[batch, length]`; where it also holds `logits`,
 //! f32 `[batch, length, vocab]`, the largest relative difference is printed. With `--output` the
-//! logits are written with the ids, as `scripts/peft_check.py` reads them.
+//! logits are written with the ids, as `scripts/peft_check.py` reads them; with `--save-adapter` the
+//! adapter is written again.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use burn::tensor::{Tensor, TensorData};
 use burn_lora::{Error, Result, say};
 use clap::Parser;
-use lora_core::load_adapter;
-use lora_models::{Checkpoint, Decoder, SafetensorsFile, read_config};
+use lora_core::{LoadOptions, load_adapter_with, read_adapter_info, save_adapter};
+use lora_models::{Checkpoint, Decoder, HostTensor, SafetensorsFile, WeightSource, read_config};
 use lora_train::device_by_name;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -26,6 +27,15 @@ struct Options {
     /// Adapter: a folder in PEFT's format
     #[arg(long, value_name = "FOLDER")]
     adapter: Option<PathBuf>,
+    /// File with the weights that a PiSSA or OLoRA start left over, which take the places of the model's
+    #[arg(long, value_name = "FILE.safetensors", requires = "adapter")]
+    residual_base: Option<PathBuf>,
+    /// Read the adapter although its file says that it was made over another base
+    #[arg(long, requires = "adapter")]
+    any_base: bool,
+    /// New folder to write the adapter to
+    #[arg(long, value_name = "FOLDER", requires = "adapter")]
+    save_adapter: Option<PathBuf>,
     /// File with `input_ids` and perhaps `logits`
     #[arg(long, value_name = "FILE.safetensors")]
     input: PathBuf,
@@ -45,14 +55,26 @@ fn logits(options: &Options) -> Result<()> {
     let device = device_by_name(&options.device)?;
     let mut decoder = if options.model.is_dir() {
         let weights = SafetensorsFile::open(options.model.join("model.safetensors"))?;
+        let residual = options.residual_base.as_ref().map(SafetensorsFile::open).transpose()?;
+        let weights = Overlaid { weights, residual };
         Decoder::from_weights(&read_config(&options.model)?, &weights, &device)?
+    } else if options.residual_base.is_some() {
+        return Err(Error::user("--residual-base: expected a model in a Hugging Face folder"));
     } else {
         Checkpoint::open(&options.model)?.decoder(&device)?
     };
     if let Some(folder) = &options.adapter {
         let report;
-        (decoder, report) = load_adapter(decoder, folder)?;
+        let load = LoadOptions {
+            check_base: !options.any_base,
+            residual_base: options.residual_base.is_some(),
+            ..LoadOptions::default()
+        };
+        (decoder, report) = load_adapter_with(decoder, folder, &load)?;
         say(report);
+        if let Some(copy) = &options.save_adapter {
+            save_adapter(&decoder, copy, &read_adapter_info(folder)?)?;
+        }
     }
 
     let bytes =
@@ -100,6 +122,45 @@ fn logits(options: &Options) -> Result<()> {
         fs::write(path, file).map_err(|error| burn_lora::io_error(path, &error))?;
     }
     Ok(())
+}
+
+/// A checkpoint in which some tensors are taken from another file, under PEFT's names
+/// (`model.layers.0.self_attn.q_proj.base_layer.weight`).
+struct Overlaid {
+    weights: SafetensorsFile,
+    residual: Option<SafetensorsFile>,
+}
+
+impl Overlaid {
+    fn residual(&self, name: &str) -> Option<(&SafetensorsFile, String)> {
+        let (path, kind) = name.rsplit_once('.')?;
+        let name = format!("{path}.base_layer.{kind}");
+        self.residual.as_ref().filter(|file| file.shape(&name).is_some()).map(|file| (file, name))
+    }
+}
+
+impl WeightSource for Overlaid {
+    fn path(&self) -> &Path {
+        self.weights.path()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.weights.names()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        match self.residual(name) {
+            Some((file, name)) => file.shape(&name),
+            None => self.weights.shape(name),
+        }
+    }
+
+    fn read(&self, name: &str) -> lora_models::Result<HostTensor> {
+        match self.residual(name) {
+            Some((file, name)) => file.read(&name),
+            None => self.weights.read(name),
+        }
+    }
 }
 
 fn other(error: impl std::fmt::Display) -> Error {

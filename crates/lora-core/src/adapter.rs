@@ -174,6 +174,10 @@ impl LoraAdapter {
     /// Takes A and B for values that an adapter reached which started as `config` says over `weight`:
     /// the starting product is computed again, and subtracted from then on.
     pub(crate) fn start_at(&mut self, weight: &Tensor<2>, config: &AdapterConfig) -> Result<()> {
+        if matches!(config.init, Init::Pissa { .. }) {
+            // It divides the singular values by the scaling and takes the root.
+            config.check()?;
+        }
         let (weight, a) = (weight.clone().without_autodiff(), self.lora_a.val());
         let options = (&a.device(), a.dtype());
         let (rank, scaling) = (self.rank(), self.scaling());
@@ -346,7 +350,8 @@ impl LoraAdapter {
     }
 }
 
-fn check_grouped(groups: usize, config: &AdapterConfig) -> Result<()> {
+/// What an adapter of a grouped convolution cannot be.
+pub(crate) fn check_grouped(groups: usize, config: &AdapterConfig) -> Result<()> {
     if !config.rank.is_multiple_of(groups) {
         let expected = format!("a multiple of {groups}, the groups of this convolution");
         return Err(Error::setting("rank", expected, config.rank));

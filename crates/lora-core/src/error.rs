@@ -60,6 +60,25 @@ impl Error {
 }
 
 impl Error {
+    /// The same error, about the settings in an adapter's config; `field_of` gives a setting's name there.
+    pub(crate) fn in_config(
+        self,
+        path: impl AsRef<Path>,
+        field_of: fn(&'static str) -> &'static str,
+    ) -> Self {
+        match *self.0 {
+            ErrorKind::Setting { name, expected, found } => {
+                Self::malformed(path, field_of(name), expected, found)
+            }
+            ErrorKind::Config { problems } => {
+                let problems = problems.into_iter().map(|problem| problem.renamed(field_of));
+                let (path, problems) = (path.as_ref().to_owned(), problems.collect());
+                ErrorKind::AdapterConfig { path, problems }.into()
+            }
+            kind => kind.into(),
+        }
+    }
+
     /// The same error, with the layer's path where it has a place for one.
     pub(crate) fn at(mut self, layer: &str) -> Self {
         match self.0.as_mut() {
@@ -132,7 +151,7 @@ pub enum ErrorKind {
     /// Something that adapts the model does not train.
     #[error(
         "expected a gradient for all that adapts the model: {}; is every adapted layer part of the loss?",
-        first_few(problems)
+        first_few(problems, "; ")
     )]
     NoGradient {
         /// One line for each tensor without a usable gradient.
@@ -192,6 +211,14 @@ pub enum ErrorKind {
         /// What would work.
         supported: String,
     },
+    /// An adapter's config does not fit the model, or contradicts itself; nothing was changed.
+    #[error("{path}: {}; was it made for another model?", sentences(problems), path = path.display())]
+    AdapterConfig {
+        /// The file.
+        path: PathBuf,
+        /// All that is wrong with it.
+        problems: Vec<ConfigProblem>,
+    },
     /// An adapter's file says that it was made over other weights; nothing was changed.
     #[error("{path}: expected an adapter for this base, found one that was made over other weights (another model, or another quantisation of it); to use it all the same, load it without checking the base", path = path.display())]
     OtherBase {
@@ -199,7 +226,7 @@ pub enum ErrorKind {
         path: PathBuf,
     },
     /// An adapter's tensors do not fit the model; nothing was changed.
-    #[error("{path}: the adapter does not fit the model: {}; was it made for another?", first_few(problems), path = path.display())]
+    #[error("{path}: the adapter does not fit the model: {}; was it made for another?", first_few(problems, "; "), path = path.display())]
     AdapterMismatch {
         /// The adapter's folder.
         path: PathBuf,
@@ -209,11 +236,11 @@ pub enum ErrorKind {
 }
 
 /// A wrong model makes hundreds of problems, of which a few tell the story.
-fn first_few(problems: &[String]) -> String {
+pub(crate) fn first_few(problems: &[String], between: &str) -> String {
     const SHOWN: usize = 4;
-    let mut text = problems[..problems.len().min(SHOWN)].join("; ");
+    let mut text = problems[..problems.len().min(SHOWN)].join(between);
     if problems.len() > SHOWN {
-        text.push_str(&format!("; and {} more", problems.len() - SHOWN));
+        text.push_str(&format!("{between}and {} more", problems.len() - SHOWN));
     }
     text
 }

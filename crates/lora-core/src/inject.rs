@@ -170,6 +170,13 @@ impl Plan {
                 let found = format!("'{path}', a {} layer", layer.kind().name());
                 problems.push(ConfigProblem::setting("trainable_tokens", "an embedding", found));
             }
+            if let (Part::LowRank(AdapterConfig { lora_bias: true, .. }), LayerKind::Embedding) =
+                (&part, layer.kind())
+            {
+                let found = format!("'{path}', an embedding");
+                let expected = "no embedding among the targets";
+                problems.push(ConfigProblem::setting("lora_bias", expected, found));
+            }
             if layer.adaptation().is_some() {
                 adapted_already.get_or_insert_with(|| path.clone());
             }

@@ -573,6 +573,14 @@ fn check_adapter<F: FrozenLayer>(base: &F, adapter: &LoraAdapter) -> Result<()> 
         let text = |(a, b): ([usize; 2], [usize; 2])| format!("A {a:?} and B {b:?}");
         return Err(Error::setting("adapter", text(expected), text(found)));
     }
+    if groups > 1 && (!rank.is_multiple_of(groups) || adapter.magnitude.is_some()) {
+        let expected = format!("a rank in {groups} equal groups, and no DoRA");
+        let found = if adapter.magnitude.is_some() { "DoRA".to_owned() } else { rank.to_string() };
+        return Err(Error::setting("adapter", expected, found));
+    }
+    if F::KIND == LayerKind::Embedding && adapter.lora_bias.is_some() {
+        return Err(Error::setting("lora_bias", "false for an embedding", true));
+    }
     check_vectors(d_output, [&adapter.lora_bias, &adapter.magnitude, &adapter.base_bias])
 }
 

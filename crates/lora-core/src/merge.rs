@@ -1,15 +1,57 @@
 //! Folding every adapter of a model into its weights, and taking them out again.
 
+use std::fmt;
+
 use crate::error::{ErrorKind, Result};
 use crate::frozen::LayerKind;
-use crate::layer::Rounding;
+use crate::layer::{AdaptableLayer, Adaptation, Rounding};
 use crate::visit::VisitLora;
 
-/// What [`merge`] did. Prints as one line.
+/// What [`merge`] did. Prints as one line, and another where a tie was parted.
+///
+/// ```text
+/// merged 169 layers (168 linear, 1 embedding); rounding lost at most 0.31 % of an update, in lm_head
+/// the output keeps the frozen weight of model.embed_tokens: the two are tied no more
+/// ```
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct MergeReport {
     /// The merged layers, in the model's order.
     pub layers: Vec<MergedLayer>,
+    /// The embedding that was merged while the output, which shares its weight, keeps the frozen one.
+    /// A model that is written out needs a head of its own then.
+    pub parted: Option<String>,
+}
+
+impl fmt::Display for MergeReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = if self.layers.len() == 1 { "" } else { "s" };
+        write!(f, "merged {} layer{plural}", self.layers.len())?;
+        let mut kinds: Vec<(&str, usize)> = Vec::new();
+        for layer in &self.layers {
+            match kinds.iter_mut().find(|(name, _)| *name == layer.kind.name()) {
+                Some((_, count)) => *count += 1,
+                None => kinds.push((layer.kind.name(), 1)),
+            }
+        }
+        if kinds.len() > 1 {
+            let kinds: Vec<String> =
+                kinds.iter().map(|(name, count)| format!("{count} {name}")).collect();
+            write!(f, " ({})", kinds.join(", "))?;
+        }
+        let lost = |layer: &&MergedLayer| layer.rounding.lost;
+        let worst = self.layers.iter().max_by(|one, other| lost(one).total_cmp(&lost(other)));
+        if let Some(worst) = worst.filter(|worst| worst.rounding.lost > 0.0) {
+            let percent = 100.0 * worst.rounding.lost;
+            write!(f, "; rounding lost at most {percent:.2} % of an update, in {}", worst.path)?;
+        }
+        if let Some(embedding) = &self.parted {
+            write!(
+                f,
+                "\nthe output keeps the frozen weight of {embedding}: the two are tied no more"
+            )?;
+        }
+        Ok(())
+    }
 }
 
 /// One layer of a merge.
@@ -32,9 +74,14 @@ pub fn merge<M: VisitLora>(model: &mut M) -> Result<MergeReport> {
     let mut report = MergeReport::default();
     let mut merged = Vec::new();
     let mut failure = None;
+    let mut has_output = false;
     model.visit_lora("", &mut |path, layer| {
+        has_output |= model.output_layer() == Some(path);
         if failure.is_some() {
             return;
+        }
+        if model.tied_embedding() == Some(path) && changes_embedding_only(layer) {
+            report.parted = Some(path.to_owned());
         }
         match layer.merged_weights(path) {
             Ok(None) => {}
@@ -52,6 +99,9 @@ pub fn merge<M: VisitLora>(model: &mut M) -> Result<MergeReport> {
     if let Some(error) = failure {
         return Err(error);
     }
+    if has_output {
+        report.parted = None; // an output layer of its own
+    }
     let mut merged = merged.into_iter();
     model.visit_lora_mut("", &mut |_, layer| {
         if layer.adaptation().is_some() {
@@ -59,6 +109,15 @@ pub fn merge<M: VisitLora>(model: &mut M) -> Result<MergeReport> {
         }
     });
     Ok(report)
+}
+
+/// Whether what adapts an embedding acts on it, and not on the output that shares its weight.
+fn changes_embedding_only(layer: &dyn AdaptableLayer) -> bool {
+    match layer.adaptation() {
+        Some(Adaptation::LowRank(_)) => true,
+        Some(Adaptation::Replacement(replacement)) => replacement.weight.is_some(),
+        None => false,
+    }
 }
 
 /// Takes every adapter out of the weights again, all or none; the bases' very bits are back.

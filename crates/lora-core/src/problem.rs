@@ -120,9 +120,29 @@ impl ConfigProblem {
         self
     }
 
+    /// The same problem where settings have other names.
+    pub(crate) fn renamed(mut self, name_of: fn(&'static str) -> &'static str) -> Self {
+        match &mut self {
+            Self::Setting { setting, .. }
+            | Self::NoRegex { setting, .. }
+            | Self::NoMatch { setting, .. }
+            | Self::HoldsLayers { setting, .. }
+            | Self::PatternNoMatch { setting, .. }
+            | Self::NoTarget { setting, .. }
+            | Self::NeverFirst { setting, .. } => *setting = name_of(setting),
+            Self::AllLeftOut { .. }
+            | Self::NoSuchIndex { .. }
+            | Self::NoTargetAtIndex { .. }
+            | Self::NoSuchList { .. } => {}
+        }
+        self
+    }
+
     /// Whether it also stands against reading an adapter's file, whose tensors say what is adapted.
     pub(crate) fn bars_loading(&self) -> bool {
         match self {
+            // A new adapter's is above 0; of a file's the reader has asked what it needs.
+            Self::Setting { setting: "alpha" | "alpha_pattern", .. } => false,
             // Without layers_to_transform it has no effect, in PEFT as here.
             Self::Setting { setting, .. } => *setting != "layers_pattern",
             Self::NoRegex { .. } => true,

@@ -71,9 +71,10 @@ impl Selection {
     /// The selection for an adapter's file. Its lists may have been made for several kinds of model:
     /// an entry that matches nothing is no problem while others match.
     pub(crate) fn into_result_for_loading(mut self) -> Result<Vec<bool>> {
-        if self.selected.contains(&true) {
-            self.problems.retain(ConfigProblem::bars_loading);
-        }
+        let fits = self.selected.contains(&true);
+        let is_no_match =
+            |problem: &ConfigProblem| !matches!(problem, ConfigProblem::Setting { .. });
+        self.problems.retain(|problem| problem.bars_loading() || (!fits && is_no_match(problem)));
         self.into_result()
     }
 }

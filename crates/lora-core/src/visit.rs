@@ -30,6 +30,7 @@ pub type VisitLayerMut<'v> = dyn FnMut(&str, &mut dyn AdaptableLayer) + 'v;
 /// | `#[lora(skip)]` | a field | leaves it out, as Burn's `#[module(skip)]` does too |
 /// | `#[lora(rename = "name")]` | a field | names it in paths, to match a checkpoint for instance |
 /// | `#[lora(output = "path")]` | a struct | is [`output_layer`](Self::output_layer) |
+/// | `#[lora(tied = "path")]` | a struct | is [`tied_embedding`](Self::tied_embedding) |
 /// | `#[lora(crate = "path")]` | a type | where lora-core is, if it was renamed |
 ///
 /// # Example
@@ -97,6 +98,13 @@ pub trait VisitLora {
     /// The path of the layer that makes the model's output, if it is adaptable; `AllLinear` leaves
     /// it out.
     fn output_layer(&self) -> Option<&str> {
+        None
+    }
+
+    /// The path of the embedding whose weight makes the output where the model shows no
+    /// [`output_layer`](Self::output_layer): the two are tied. What adapts the embedding is not the
+    /// output's, and [`merge`](crate::merge) says so.
+    fn tied_embedding(&self) -> Option<&str> {
         None
     }
 }
@@ -175,6 +183,10 @@ impl<T: VisitLora> VisitLora for Option<T> {
 
     fn output_layer(&self) -> Option<&str> {
         self.as_ref()?.output_layer()
+    }
+
+    fn tied_embedding(&self) -> Option<&str> {
+        self.as_ref()?.tied_embedding()
     }
 }
 

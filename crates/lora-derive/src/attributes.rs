@@ -9,6 +9,8 @@ use syn::{Attribute, Error, LitStr, Path, Result};
 pub(crate) struct TypeAttributes {
     /// The path of the layer that makes the output.
     pub(crate) output: Option<LitStr>,
+    /// The path of the embedding that makes the output where that layer is not there.
+    pub(crate) tied: Option<LitStr>,
     /// Where lora-core is.
     pub(crate) krate: Option<Path>,
 }
@@ -19,13 +21,16 @@ impl TypeAttributes {
         each_lora(attributes, |meta| {
             if meta.path.is_ident("output") {
                 once(&mut read.output, meta.value()?.parse()?, &meta)
+            } else if meta.path.is_ident("tied") {
+                once(&mut read.tied, meta.value()?.parse()?, &meta)
             } else if meta.path.is_ident("crate") {
                 let path: LitStr = meta.value()?.parse()?;
                 once(&mut read.krate, path.parse_with(Path::parse_mod_style)?, &meta)
             } else {
                 Err(meta.error(
-                    "unknown attribute: a type takes `output = \"path.of.layer\"` and \
-                     `crate = \"path\"`; `skip` and `rename` go on a field",
+                    "unknown attribute: a type takes `output = \"path.of.layer\"`, \
+                     `tied = \"path.of.embedding\"` and `crate = \"path\"`; `skip` and `rename` go on \
+                     a field",
                 ))
             }
         })?;
@@ -53,8 +58,8 @@ impl FieldAttributes {
                 once(&mut rename, meta.value()?.parse()?, &meta)
             } else {
                 Err(meta.error(
-                    "unknown attribute: a field takes `skip` and `rename = \"name\"`; `output` and \
-                     `crate` go on the type",
+                    "unknown attribute: a field takes `skip` and `rename = \"name\"`; `output`, \
+                     `tied` and `crate` go on the type",
                 ))
             }
         })?;

@@ -15,13 +15,13 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
     let attributes = TypeAttributes::read(&input.attrs)?;
     let krate = attributes.krate.clone().unwrap_or_else(|| parse_quote!(::lora_core));
     let (parts, bodies) = match &input.data {
-        Data::Struct(data) => of_struct(&data.fields, attributes.output.as_ref(), &krate)?,
+        Data::Struct(data) => of_struct(&data.fields, &attributes, &krate)?,
         Data::Enum(data) => {
-            if let Some(output) = &attributes.output {
+            if let Some(path) = attributes.output.as_ref().or(attributes.tied.as_ref()) {
                 return Err(Error::new(
-                    output.span(),
-                    "an enum's output layer is that of its variant; put `output` on the struct in \
-                     the variant",
+                    path.span(),
+                    "an enum's output layer is that of its variant; put the attribute on the struct \
+                     in the variant",
                 ));
             }
             if data.variants.is_empty() {
@@ -74,7 +74,7 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
     })
 }
 
-/// The bodies of the trait's methods; `output` is the whole method or nothing.
+/// The bodies of the trait's methods; `output` is the whole of those about the output layer.
 struct Bodies {
     shared: TokenStream,
     mutable: TokenStream,
@@ -84,13 +84,14 @@ struct Bodies {
 /// The types of the visited fields, and the methods.
 fn of_struct<'a>(
     fields: &'a Fields,
-    output: Option<&LitStr>,
+    attributes: &TypeAttributes,
     krate: &Path,
 ) -> Result<(Vec<&'a Type>, Bodies)> {
     let mut types = Vec::new();
     let mut names: Vec<String> = Vec::new();
     let mut skipped: Vec<String> = Vec::new();
     let mut bodies = Bodies::empty();
+    let TypeAttributes { output, tied, .. } = attributes;
     for (index, field) in fields.iter().enumerate() {
         let attributes = FieldAttributes::read(&field.attrs)?;
         let own_name = match &field.ident {
@@ -124,13 +125,15 @@ fn of_struct<'a>(
         types.push(&field.ty);
         names.push(name);
     }
-    if let Some(output) = output {
-        check_output(output, &names, &skipped)?;
-        bodies.output = quote! {
-            fn output_layer(&self) -> ::core::option::Option<&str> {
-                ::core::option::Option::Some(#output)
+    for (method, layer) in [("output_layer", output), ("tied_embedding", tied)] {
+        let Some(layer) = layer else { continue };
+        check_path(layer, &names, &skipped)?;
+        let method = format_ident!("{method}");
+        bodies.output.extend(quote! {
+            fn #method(&self) -> ::core::option::Option<&str> {
+                ::core::option::Option::Some(#layer)
             }
-        };
+        });
     }
     Ok((types, bodies))
 }
@@ -140,7 +143,7 @@ fn of_enum<'a>(
     krate: &Path,
 ) -> Result<(Vec<&'a Type>, Bodies)> {
     let mut types = Vec::new();
-    let [mut shared, mut mutable, mut output] = [(); 3].map(|()| TokenStream::new());
+    let [mut shared, mut mutable, mut output, mut tied] = [(); 4].map(|()| TokenStream::new());
     for variant in variants {
         if let Some(attribute) = variant.attrs.iter().find(|attr| attr.path().is_ident("lora")) {
             return Err(Error::new(
@@ -174,7 +177,9 @@ fn of_enum<'a>(
         let Some(field) = field.filter(|_| !attributes.skip) else {
             shared.extend(nothing.clone());
             mutable.extend(nothing);
-            output.extend(quote!(Self::#ident { .. } => ::core::option::Option::None,));
+            let none = quote!(Self::#ident { .. } => ::core::option::Option::None,);
+            output.extend(none.clone());
+            tied.extend(none);
             continue;
         };
         let [visit, visit_mut] = methods(&field.ty, krate);
@@ -183,6 +188,9 @@ fn of_enum<'a>(
         mutable.extend(quote!(Self::#ident(part) => #visit_mut(part, path, visit),));
         output
             .extend(quote!(Self::#ident(part) => <#ty as #krate::VisitLora>::output_layer(part),));
+        tied.extend(
+            quote!(Self::#ident(part) => <#ty as #krate::VisitLora>::tied_embedding(part),),
+        );
         types.push(ty);
     }
     let bodies = Bodies {
@@ -191,6 +199,10 @@ fn of_enum<'a>(
         output: quote! {
             fn output_layer(&self) -> ::core::option::Option<&str> {
                 match self { #output }
+            }
+
+            fn tied_embedding(&self) -> ::core::option::Option<&str> {
+                match self { #tied }
             }
         },
     };
@@ -214,20 +226,20 @@ fn methods(ty: &Type, krate: &Path) -> [TokenStream; 2] {
     })
 }
 
-/// Whether the first component of `output` is a visited field; the rest belongs to other types.
-fn check_output(output: &LitStr, names: &[String], skipped: &[String]) -> Result<()> {
-    let value = output.value();
+/// Whether the first component of a path is a visited field; the rest belongs to other types.
+fn check_path(path: &LitStr, names: &[String], skipped: &[String]) -> Result<()> {
+    let value = path.value();
     let first = value.split('.').next().unwrap_or_default();
     if names.iter().any(|name| name == first) {
         return Ok(());
     }
     let message = if skipped.iter().any(|name| name == first) {
-        format!("`{first}` is skipped and so never adapted; remove `output` or `skip`")
+        format!("`{first}` is skipped and so never adapted; remove the path or `skip`")
     } else {
         let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
         format!("no visited field has the path `{first}`; there are: {}", names.join(", "))
     };
-    Err(Error::new(output.span(), message))
+    Err(Error::new(path.span(), message))
 }
 
 /// Adds what must implement `VisitLora` so that `ty` does: the type parameters in it, and types
@@ -345,6 +357,8 @@ mod tests {
                 "there are: `b`",
             ),
             ("#[lora(output = \"a\")] struct Net { #[lora(skip)] a: L }", "`a` is skipped"),
+            ("#[lora(tied = \"c\")] struct Net { a: L, b: L }", "there are: `a`, `b`"),
+            ("#[lora(tied = \"A\")] enum Net { A(L) }", "that of its variant"),
             ("#[lora(output = \"A\")] enum Net { A(L) }", "that of its variant"),
             ("enum Net { A(L, L) }", "one unnamed module"),
             ("enum Net { A { layer: L } }", "one unnamed module"),

@@ -16,7 +16,7 @@ use crate::rope::Rope;
 ///
 /// Source: "LLaMA", [arXiv:2302.13971](https://arxiv.org/abs/2302.13971).
 #[derive(Module, Debug, VisitLora)]
-#[lora(output = "lm_head")]
+#[lora(output = "lm_head", tied = "model.embed_tokens")]
 pub struct Decoder {
     pub(crate) model: DecoderStack,
     pub(crate) lm_head: Option<AdaptableLinear>, // [hidden, vocab]; none when tied to the embedding

@@ -22,13 +22,19 @@ pub struct AdapterInfo {
 }
 
 /// Fields that say where an adapter comes from, or how PEFT should hold it: any value will do.
-const IRRELEVANT: [&str; 8] = [
+const IRRELEVANT: [&str; 13] = [
     "auto_mapping",
     "base_model_name_or_path",
+    // How a start was computed; whether it changed the base, init_lora_weights says.
+    "corda_config",
+    "eva_config",
+    "loftq_config",
+    "lora_ga_config",
     "fan_in_fan_out", // says how the base stores its weights, not the adapter
     "inference_mode",
     "megatron_core",
     "peft_version",
+    "qalora_group_size", // used with use_qalora only
     "revision",
     "task_type",
 ];
@@ -61,15 +67,28 @@ const READ: [&str; 17] = [
 /// When the file cannot be read, is no JSON object, lacks `peft_type`, `r`, `lora_alpha` or
 /// `target_modules`, or has a field that would change the mathematics in a way not known here.
 pub fn read_adapter_config(folder: impl AsRef<Path>) -> Result<LoraConfig> {
-    let (path, fields) = read_fields(folder.as_ref())?;
+    read_config(folder.as_ref(), false)
+}
+
+/// The config of `folder`. With `any_start`, what the adapter started from does not matter, since the
+/// model holds what that start left over, and `init` of the config says nothing.
+pub(super) fn read_config(folder: &Path, any_start: bool) -> Result<LoraConfig> {
+    let (path, mut fields) = read_fields(folder)?;
+    if any_start {
+        fields.shift_remove("init_lora_weights");
+    }
     parse(&path, &fields)
 }
 
+const RANK: &str = "a whole number above 0";
+/// Below 0 too: an adapter that is subtracted is one that PEFT reads.
+const ALPHA: &str = "a finite number other than 0";
+
 fn parse(path: &Path, fields: &Map<String, Value>) -> Result<LoraConfig> {
     check_known(path, fields)?;
-    let rank = require(path, fields, "r", "a whole number", Value::as_u64)?;
-    let alpha = require(path, fields, "lora_alpha", "a number", Value::as_f64)?;
-    let mut config = LoraConfig::new(rank as usize, alpha);
+    let rank = require(path, fields, "r", RANK, as_rank)?;
+    let alpha = require(path, fields, "lora_alpha", ALPHA, as_alpha)?;
+    let mut config = LoraConfig::new(rank, alpha);
     config.target_modules =
         require(path, fields, "target_modules", "a list of names or a pattern", target_modules)?;
     config.exclude_modules = optional(
@@ -92,9 +111,8 @@ fn parse(path: &Path, fields: &Map<String, Value>) -> Result<LoraConfig> {
             }
         })?
         .unwrap_or_default();
-    config.rank_pattern =
-        pattern(path, fields, "rank_pattern", |value| value.as_u64().map(|rank| rank as usize))?;
-    config.alpha_pattern = pattern(path, fields, "alpha_pattern", Value::as_f64)?;
+    config.rank_pattern = pattern(path, fields, "rank_pattern", RANK, as_rank)?;
+    config.alpha_pattern = pattern(path, fields, "alpha_pattern", ALPHA, as_alpha)?;
     let flag = |field| optional(path, fields, field, "true or false", Value::as_bool);
     if flag("use_rslora")?.unwrap_or_default() {
         config.scaling = Scaling::AlphaOverSqrtRank;
@@ -102,7 +120,10 @@ fn parse(path: &Path, fields: &Map<String, Value>) -> Result<LoraConfig> {
     config.dora = flag("use_dora")?.unwrap_or_default();
     config.lora_bias = flag("lora_bias")?.unwrap_or_default();
     config.dropout =
-        optional(path, fields, "lora_dropout", "a number", Value::as_f64)?.unwrap_or_default();
+        optional(path, fields, "lora_dropout", "a number from 0 to below 1", |value| {
+            value.as_f64().filter(|dropout| (0.0..1.0).contains(dropout))
+        })?
+        .unwrap_or_default();
     config.bias = optional(path, fields, "bias", "\"none\", \"all\" or \"lora_only\"", bias)?
         .unwrap_or_default();
     config.modules_to_save =
@@ -119,8 +140,9 @@ fn parse(path: &Path, fields: &Map<String, Value>) -> Result<LoraConfig> {
     config.init = match fields.get("init_lora_weights") {
         None => Init::default(),
         Some(value) => init(value).ok_or_else(|| {
-            let supported = "true, false, gaussian, orthogonal, eva, pissa and olora are; convert \
-                             the adapter to plain LoRA";
+            let supported = "true, false, gaussian, orthogonal, eva, mica, pissa and olora are; \
+                             convert the adapter to plain LoRA, or read it over the weights that its \
+                             start left over";
             unsupported(path, "init_lora_weights", value, supported)
         })?,
     };
@@ -153,7 +175,7 @@ fn init(value: &Value) -> Option<Init> {
     match value {
         Value::Null | Value::Bool(_) => Some(Init::default()),
         Value::String(name) => match name.to_ascii_lowercase().as_str() {
-            "gaussian" | "orthogonal" | "eva" | "kaiming" => Some(Init::default()),
+            "gaussian" | "orthogonal" | "eva" | "mica" => Some(Init::default()),
             "pissa" => Some(Init::Pissa { iterations: None }),
             "olora" => Some(Init::Olora),
             name => {
@@ -184,6 +206,18 @@ fn read_fields(folder: &Path) -> Result<(PathBuf, Map<String, Value>)> {
     Ok((path, fields))
 }
 
+/// What a setting of [`LoraConfig`] is called in the file.
+pub(super) fn field_of(setting: &'static str) -> &'static str {
+    match setting {
+        "rank" => "r",
+        "alpha" => "lora_alpha",
+        "dropout" => "lora_dropout",
+        "dora" => "use_dora",
+        "trainable_tokens" => "trainable_token_indices",
+        setting => setting,
+    }
+}
+
 fn unsupported(path: &Path, field: &str, found: &Value, supported: &str) -> Error {
     ErrorKind::UnsupportedField {
         path: path.to_owned(),
@@ -206,7 +240,7 @@ fn check_known(path: &Path, fields: &Map<String, Value>) -> Result<()> {
     for (field, value) in fields {
         match field.as_str() {
             field if READ.contains(&field) || IRRELEVANT.contains(&field) => {}
-            field if is_default(field, value) => {}
+            _ if is_default(value) => {}
             field => {
                 let supported = "only its default is; export the adapter without it";
                 return Err(unsupported(path, field, value, supported));
@@ -217,15 +251,12 @@ fn check_known(path: &Path, fields: &Map<String, Value>) -> Result<()> {
 }
 
 /// Whether a field that is not read here is as PEFT leaves it.
-fn is_default(field: &str, value: &Value) -> bool {
-    match field {
-        "qalora_group_size" => true, // used with use_qalora only
-        _ => match value {
-            Value::Null | Value::Bool(false) => true,
-            Value::Object(entries) => entries.is_empty(),
-            Value::Array(entries) => entries.is_empty(),
-            _ => false,
-        },
+fn is_default(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Object(entries) => entries.is_empty(),
+        Value::Array(entries) => entries.is_empty(),
+        _ => false,
     }
 }
 
@@ -277,6 +308,15 @@ fn exclude_modules(value: &Value) -> Option<ExcludeModules> {
     }
 }
 
+fn as_rank(value: &Value) -> Option<usize> {
+    usize::try_from(value.as_u64()?).ok().filter(|rank| *rank > 0)
+}
+
+fn as_alpha(value: &Value) -> Option<f64> {
+    // Tensors hold f32: a number that only f64 can hold would become infinite there.
+    value.as_f64().filter(|alpha| *alpha != 0.0 && (*alpha as f32).is_finite())
+}
+
 fn strings(value: &Value) -> Option<Vec<String>> {
     value.as_array()?.iter().map(|entry| entry.as_str().map(str::to_owned)).collect()
 }
@@ -293,6 +333,7 @@ fn pattern<T>(
     path: &Path,
     fields: &Map<String, Value>,
     field: &'static str,
+    expected: &'static str,
     read: impl Fn(&Value) -> Option<T>,
 ) -> Result<Vec<(String, T)>> {
     let entries = match fields.get(field) {
@@ -302,9 +343,7 @@ fn pattern<T>(
     };
     let entry = |(key, value): (&String, &Value)| match read(value) {
         Some(value) => Ok((key.clone(), value)),
-        None => {
-            Err(Error::malformed(path, format!("{field}.{key}"), "a number", value.to_string()))
-        }
+        None => Err(Error::malformed(path, format!("{field}.{key}"), expected, value.to_string())),
     };
     entries.iter().map(entry).collect()
 }

@@ -28,6 +28,9 @@ pub(super) enum Part {
     Weight,
     /// The bias of a layer that trained as a whole, or whose bias alone trained.
     Bias,
+    /// The frozen bias that a layer had before it trained as a whole, which acts nowhere. PEFT adds it
+    /// with `bias: all`.
+    Replaced,
 }
 
 /// The key of one tensor of the layer at `path`.
@@ -44,6 +47,7 @@ pub(super) fn key(path: &str, kind: LayerKind, part: Part) -> String {
         (Part::Tokens, _) => ".token_adapter.trainable_tokens_delta",
         (Part::Weight, _) => ".weight",
         (Part::Bias, _) => ".bias",
+        (Part::Replaced, _) => ".original_module.bias",
     };
     format!("{PREFIX}{path}{suffix}")
 }
@@ -53,7 +57,7 @@ pub(super) fn key(path: &str, kind: LayerKind, part: Part) -> String {
 /// Beside the form that PEFT writes today, these are read: keys with the adapter's name in them
 /// (`lora_A.default.weight`), without `base_model.model.`, and with `_orig_mod.` of a compiled model.
 pub(super) fn parse(key: &str) -> Option<(String, Part)> {
-    const MARKERS: [&str; 8] = [
+    const MARKERS: [&str; 9] = [
         "lora_A",
         "lora_B",
         "lora_embedding_A",
@@ -62,6 +66,7 @@ pub(super) fn parse(key: &str) -> Option<(String, Part)> {
         "base_layer",
         "token_adapter",
         "modules_to_save",
+        "original_module",
     ];
     let parts: Vec<&str> = key.split('.').filter(|part| *part != "_orig_mod").collect();
     let parts = parts.strip_prefix(["base_model", "model"].as_slice()).unwrap_or(&parts);
@@ -81,6 +86,7 @@ pub(super) fn parse(key: &str) -> Option<(String, Part)> {
                 }
                 ("modules_to_save", ["weight"] | [_, "weight"]) => Part::Weight,
                 ("modules_to_save", ["bias"] | [_, "bias"]) => Part::Bias,
+                ("original_module", ["bias"]) => Part::Replaced,
                 _ => return None,
             };
             (&parts[..place], part)
@@ -100,7 +106,7 @@ pub(super) struct Slot {
     pub(super) kind: LayerKind,
     d_input: usize,
     d_output: usize,
-    groups: usize,
+    pub(super) groups: usize,
     shape: Vec<usize>,
     bias: bool,
 }
@@ -175,7 +181,9 @@ impl Slot {
             Part::A => vec![size, self.d_input],
             Part::B => vec![self.d_output, size],
             Part::Magnitude if is_conv => [vec![1, self.d_output], ones].concat(),
-            Part::LoraBias | Part::Magnitude | Part::BaseBias | Part::Bias => vec![self.d_output],
+            Part::LoraBias | Part::Magnitude | Part::BaseBias | Part::Bias | Part::Replaced => {
+                vec![self.d_output]
+            }
             Part::Tokens => vec![size, self.d_output],
             // Burn's linear layer is [in, out], torch's is [out, in].
             Part::Weight | Part::BaseWeight if self.kind == LayerKind::Linear => {
@@ -219,6 +227,7 @@ mod tests {
                 Part::Tokens,
                 Part::Weight,
                 Part::Bias,
+                Part::Replaced,
             ] {
                 let key = key("model.layers.0.q_proj", kind, part);
                 assert_eq!(parse(&key), Some(("model.layers.0.q_proj".to_owned(), part)), "{key}");

@@ -11,13 +11,14 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
 use super::checkpoint::Layers;
-use super::config::read_adapter_config;
+use super::config::{field_of, read_config};
 use super::fingerprint::fingerprint;
 use super::keys::{self, Part, Slot};
-use super::{FINGERPRINT, WEIGHTS_FILE};
-use crate::adapter::{LoraAdapter, adapter_dtype};
+use super::{CONFIG_FILE, FINGERPRINT, PICKLE_FILE, WEIGHTS_FILE};
+use crate::adapter::{LoraAdapter, adapter_dtype, check_grouped};
 use crate::config::AdapterConfig;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, first_few};
+use crate::frozen::LayerKind;
 use crate::init::Init;
 use crate::inject::{self, InjectReport, Plan};
 use crate::layer::Adaptation;
@@ -71,8 +72,12 @@ impl fmt::Display for LoadReport {
             ("changes nothing", &self.unchanged),
         ] {
             if !names.is_empty() {
-                write!(f, "\n{what}: {}", names.join(", "))?;
+                write!(f, "\n{what}: {}", first_few(names, ", "))?;
             }
+        }
+        let adapted = &self.applied.adapted;
+        if !adapted.is_empty() && self.unchanged.len() == adapted.len() {
+            write!(f, "\nthe update of every layer is zero: was the adapter trained?")?;
         }
         if self.same_base == Some(false) {
             write!(f, "\nmade over another base")?;
@@ -120,8 +125,12 @@ pub fn read_adapter<M: VisitLora>(
     options: &LoadOptions,
 ) -> Result<(AdapterSet, LoadReport)> {
     let folder = folder.as_ref();
-    let config = read_adapter_config(folder)?;
+    let config = read_config(folder, options.residual_base)?;
     let path = folder.join(WEIGHTS_FILE);
+    if !path.exists() && folder.join(PICKLE_FILE).exists() {
+        let found = format!("{PICKLE_FILE}; convert it, with PEFT for instance");
+        return Err(Error::malformed(folder, "the weights", WEIGHTS_FILE, found));
+    }
     let bytes = fs::read(&path).map_err(|source| Error::io(&path, source))?;
     let malformed = |source: safetensors::SafeTensorError| {
         Error::malformed(&path, "the file", "a safetensors file", format!("an error: {source}"))
@@ -138,15 +147,19 @@ pub fn read_adapter<M: VisitLora>(
             return Err(Error::config(others));
         }
         selection.into_result_for_loading()
-    })?;
+    })
+    .map_err(|error| error.in_config(folder.join(CONFIG_FILE), field_of))?;
+    // Of all the layers that the file means, whether or not their tensors are there.
+    let paths: Vec<String> = plan.parts.iter().map(|(path, _)| path.clone()).collect();
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    let here = made_over.as_ref().map(|_| fingerprint(model, &paths));
+    let same_base = made_over.as_ref().map(|made_over| Some(made_over) == here.as_ref());
     let reader = Reader::new(&tensors, options);
     let (entries, report) = reader.read(model, plan).map_err(|problems| {
         Error::from(ErrorKind::AdapterMismatch { path: folder.to_owned(), problems })
     })?;
-    let set = AdapterSet::from_entries(entries?);
-    let paths: Vec<&str> = set.paths().collect();
-    let here = made_over.as_ref().map(|_| fingerprint(model, &paths));
-    let same_base = made_over.as_ref().map(|made_over| Some(made_over) == here.as_ref());
+    let entries = entries.map_err(|error| error.in_config(folder.join(CONFIG_FILE), field_of))?;
+    let set = AdapterSet::from_entries(entries);
     if let (Some(false), true) = (same_base, options.check_base) {
         return Err(ErrorKind::OtherBase { path: folder.to_owned() }.into());
     }
@@ -173,9 +186,14 @@ impl<'a> Reader<'a> {
         let (mut keys, mut unused, mut problems) = (BTreeMap::new(), Vec::new(), Vec::new());
         for name in names {
             match keys::parse(name) {
+                // It acts nowhere.
+                Some((_, Part::Replaced)) => {}
                 Some(key) => {
-                    if let Some(other) = keys.insert(key, name.to_owned()) {
-                        problems.push(format!("{other} and {name} are the same tensor"));
+                    // PEFT writes some biases twice.
+                    if let Some(other) = keys.insert(key, name.to_owned())
+                        && !is_copy(tensors, &other, name)
+                    {
+                        problems.push(format!("{other} and {name} mean the same tensor"));
                     }
                 }
                 None => unused.push(name.to_owned()),
@@ -190,10 +208,15 @@ impl<'a> Reader<'a> {
         let mut parts = plan.parts.into_iter().peekable();
         let mut failure = None;
         model.visit_lora("", &mut |path, layer| {
-            let Some((_, part)) = parts.next_if(|(planned, _)| planned == path) else { return };
             let slot = Slot::of(layer);
             let weight = layer.weight();
-            match self.part(path, &slot, &part, &weight).transpose() {
+            let Some((_, part)) = parts.next_if(|(planned, _)| planned == path) else {
+                // PEFT writes embedding and head also where their number of tokens was changed.
+                return self.check_base_weight(path, &slot, Part::Weight, &weight);
+            };
+            let fits = |adaptation| layer.check(&adaptation).map(|()| adaptation);
+            let adaptation = self.part(path, &slot, &part, &weight).transpose();
+            match adaptation.map(|adaptation| adaptation.and_then(fits)) {
                 Some(Ok(adaptation)) => entries.push((path.to_owned(), adaptation)),
                 Some(Err(error)) => failure = failure.take().or(Some(error.at(path))),
                 None => {}
@@ -208,7 +231,8 @@ impl<'a> Reader<'a> {
                 unused.map(|key| format!("{key} is in the file, but belongs to no target")),
             );
         }
-        if !self.problems.is_empty() {
+        // A setting that cannot be followed comes first: the tensors may only be wrong because of it.
+        if failure.is_none() && !self.problems.is_empty() {
             return Err(self.problems);
         }
         let report = LoadReport {
@@ -287,6 +311,11 @@ impl<'a> Reader<'a> {
         weight: &Tensor<2>,
     ) -> Result<Option<Adaptation>> {
         let (device, dtype) = (weight.device(), adapter_dtype(weight.dtype(), config.dtype)?);
+        // Of other layers PEFT starts at zero whatever the config says.
+        let starts_from_weight = config.init.starts_from_weight() && slot.kind == LayerKind::Linear;
+        if slot.groups > 1 {
+            check_grouped(slot.groups, &AdapterConfig { init: Init::default(), ..*config })?;
+        }
         let rank = config.rank;
         // All are read before any is judged, so that all that are missing are told.
         let a = self.take(path, slot, Part::A, rank);
@@ -295,7 +324,7 @@ impl<'a> Reader<'a> {
         let magnitude = config.dora.then(|| self.take(path, slot, Part::Magnitude, rank));
         let trains_bias = config.train_bias && slot.has_bias();
         let base_bias = trains_bias.then(|| self.take(path, slot, Part::BaseBias, rank));
-        self.check_base_weight(path, slot, weight);
+        self.check_base_weight(path, slot, Part::BaseWeight, weight);
         let optional = [lora_bias, magnitude, base_bias];
         let (Some(a), Some(b)) = (a, b) else { return Ok(None) };
         if optional.iter().any(|read| matches!(read, Some(None))) {
@@ -312,11 +341,12 @@ impl<'a> Reader<'a> {
         adapter.lora_bias = lora_bias;
         adapter.magnitude = magnitude;
         adapter.base_bias = base_bias;
-        if config.init.starts_from_weight() && !self.options.residual_base {
+        if starts_from_weight {
             if !matches!(config.init, Init::Pissa { iterations: None } | Init::Olora) {
                 return Err(Error::setting(
                     "init_lora_weights",
-                    "a start that can be computed again (pissa, olora), or a residual base",
+                    "a start that can be computed again (pissa, olora), or a model with the weights \
+                     that the start left over",
                     "one with random numbers in it; convert the adapter to plain LoRA",
                 ));
             }
@@ -356,7 +386,7 @@ impl<'a> Reader<'a> {
     ) -> Result<Option<Adaptation>> {
         let dtype = adapter_dtype(weight.dtype(), None)?;
         let Some(read) = self.take(path, slot, Part::Tokens, ids.len()) else { return Ok(None) };
-        self.check_base_weight(path, slot, weight);
+        self.check_base_weight(path, slot, Part::BaseWeight, weight);
         let rows = read.matrix(&weight.device(), dtype);
         let tokens = Some(TokenRows::from_rows(weight, ids, rows)?);
         Ok(Some(Adaptation::Replacement(Replacement { weight: None, bias: None, tokens })))
@@ -364,13 +394,9 @@ impl<'a> Reader<'a> {
 
     /// PEFT writes the frozen weight of an adapted embedding or head into the file. It must be this
     /// model's: another one means other tokens.
-    fn check_base_weight(&mut self, path: &str, slot: &Slot, weight: &Tensor<2>) {
-        let key = (path.to_owned(), Part::BaseWeight);
-        if !self.keys.contains_key(&key) {
-            return;
-        }
-        let name = self.keys[&key].clone();
-        let Some(read) = self.take(path, slot, Part::BaseWeight, 0) else { return };
+    fn check_base_weight(&mut self, path: &str, slot: &Slot, part: Part, weight: &Tensor<2>) {
+        let Some(name) = self.keys.get(&(path.to_owned(), part)).cloned() else { return };
+        let Some(read) = self.take(path, slot, part, 0) else { return };
         let here = weight.clone().without_autodiff();
         let there = read.matrix(&here.device(), DType::F32);
         let apart = (there.clone() - here.cast(DType::F32)).abs().max().into_scalar::<f32>();
@@ -436,6 +462,14 @@ impl HostTensor {
     fn vector(self, device: &Device, dtype: DType) -> Tensor<1> {
         let length = self.values.len();
         Tensor::from_data(TensorData::new(self.values, [length]), (device, dtype))
+    }
+}
+
+/// Whether two tensors of a file are equal to the bit.
+fn is_copy(tensors: &SafeTensors<'_>, one: &str, other: &str) -> bool {
+    match (tensors.tensor(one), tensors.tensor(other)) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => false,
     }
 }
 

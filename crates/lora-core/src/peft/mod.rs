@@ -9,11 +9,15 @@
 //! - Others are there where the config says so: `.lora_B.bias` (`lora_bias`), `.lora_magnitude_vector`
 //!   (`use_dora`), `.base_layer.bias` and `.bias` (`bias`), `.weight` and `.bias` (`modules_to_save`),
 //!   `.token_adapter.trainable_tokens_delta` (`trainable_token_indices`; the rows themselves).
-//! - `.base_layer.weight` MAY be there, and is compared with the model's.
+//! - `.base_layer.weight` MAY be there, and is compared with the model's, as is the `.weight` of a layer
+//!   that is nothing of the config's. `.original_module.bias` MAY be there, and acts nowhere.
 //! - Older forms of keys MAY be read: with the adapter's name in them, without the prefix, with
 //!   `_orig_mod.`.
-//! - The config MUST hold `peft_type` = `"LORA"`, `r`, `lora_alpha` and `target_modules`. A field
-//!   that is not known here MUST be at its default, since it may change the mathematics.
+//! - The config MUST hold `peft_type` = `"LORA"`, `r`, `lora_alpha` (not 0; PEFT allows numbers below)
+//!   and `target_modules`: PEFT's defaults for them are not assumed. A field that is not known here MUST
+//!   be at its default, since it may change the mathematics.
+//! - `init_lora_weights` MAY be a start that leaves the weight as it is, or `pissa` or `olora`, which
+//!   change the weight of linear layers and are computed again; any, over the weights that it left over.
 //! - `exclude_modules`, `layers_to_transform` and `layers_pattern` MAY narrow the targets. They are
 //!   read and applied; what is written here names its targets without them.
 //! - An entry of a list MAY match nothing in the model, as long as something is a target: files are
@@ -37,6 +41,9 @@ pub use save::{save_adapter, write_folder};
 
 const CONFIG_FILE: &str = "adapter_config.json";
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// What PEFT wrote before, which can hold programs and is not read.
+const PICKLE_FILE: &str = "adapter_model.bin";
 
 /// The metadata entry that says over which weights the adapter was made.
 const FINGERPRINT: &str = "base_fingerprint";

@@ -164,11 +164,12 @@ fn names(layers: &[Layer], is_meant: impl Fn(&Layer) -> bool) -> Vec<String> {
     let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
     let mut names = Vec::new();
     for layer in layers.iter().filter(|layer| is_meant(layer)) {
-        let whole =
-            layers.iter().all(|other| last(&other.path) != last(&layer.path) || is_meant(other));
+        // PEFT looks at the letters only when it takes a module out of training, not at the dots.
+        let name = last(&layer.path);
+        let whole = layers.iter().all(|other| !other.path.ends_with(&name) || is_meant(other));
         // A digit at the end is a place in a list, which names nothing elsewhere.
-        let named = last(&layer.path).parse::<usize>().is_err();
-        let name = if whole && named { last(&layer.path) } else { layer.path.clone() };
+        let named = name.parse::<usize>().is_err();
+        let name = if whole && named { name } else { layer.path.clone() };
         if !names.contains(&name) {
             names.push(name);
         }
@@ -265,6 +266,8 @@ pub(super) fn write_new_folder(
     }
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let sibling = folder.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    // What an interrupted save of a process with the same number left behind must not come along.
+    let _ = fs::remove_dir_all(&sibling);
     let written = fs::create_dir_all(&sibling)
         .map_err(|source| Error::io(&sibling, source))
         .and_then(|()| fill(&sibling))

@@ -7,6 +7,7 @@ use crate::adapter::{LoraAdapter, column_squares, in_dtype, in_full};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::{FrozenLayer, LayerKind, Weights};
 use crate::replacement::Replacement;
+use crate::samples::Samples;
 
 /// A frozen layer with a trainable low-rank update; [`LoraLinear`](crate::LoraLinear),
 /// [`LoraEmbedding`](crate::LoraEmbedding), [`LoraConv1d`](crate::LoraConv1d) and
@@ -17,7 +18,7 @@ pub struct LoraLayer<F: FrozenLayer> {
     pub(crate) adapter: LoraAdapter,
     squares: Option<Tensor<1>>, // with DoRA: the squared norms of W's columns, [d_output]
     merged: Option<Weights>,    // the adapted weights, while merged
-    pub(crate) rows: Option<Tensor<2>>, // for mixed batches: which ranks count for a row, [batch, rank]
+    pub(crate) samples: Option<Samples>, // in mixed batches
     #[module(skip)]
     enabled: bool,
 }
@@ -30,7 +31,18 @@ impl<F: FrozenLayer> LoraLayer<F> {
     pub(crate) fn over(base: F, adapter: LoraAdapter) -> Self {
         let squares =
             adapter.magnitude.is_some().then(|| column_squares(&base.weight().without_autodiff()));
-        Self { base, adapter, squares, merged: None, rows: None, enabled: true }
+        Self { base, adapter, squares, merged: None, samples: None, enabled: true }
+    }
+
+    /// Another adapter in place of this one. The norms of W, which DoRA needs, are kept.
+    fn exchange(&mut self, adapter: LoraAdapter) {
+        if adapter.magnitude.is_some() && self.squares.is_none() {
+            self.squares = Some(column_squares(&self.base.weight().without_autodiff()));
+        }
+        self.adapter = adapter;
+        self.merged = None;
+        self.samples = None;
+        self.enabled = true;
     }
 
     /// The frozen layer.
@@ -295,6 +307,15 @@ impl<F: FrozenLayer> Adaptable<F> {
         }
     }
 
+    fn adapted(base: F, adaptation: Adaptation) -> Self {
+        match adaptation {
+            Adaptation::LowRank(adapter) => Self::Lora(LoraLayer::over(base, adapter)),
+            Adaptation::Replacement(replacement) => {
+                Self::Replaced(ReplacedLayer { base, replacement, enabled: true, merged: false })
+            }
+        }
+    }
+
     /// The frozen form of the layer, whatever stands beside it: handles, no copies.
     fn frozen(&self) -> F {
         match self {
@@ -306,7 +327,7 @@ impl<F: FrozenLayer> Adaptable<F> {
 }
 
 /// What adapts a layer: the one thing that is attached, taken off, saved and loaded.
-#[derive(Debug, Clone)]
+#[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant)] // handles
 pub enum Adaptation {
     /// A low-rank update.
@@ -396,7 +417,9 @@ pub(crate) mod private {
     pub trait Sealed {
         fn merged_weights(&self, path: &str) -> Result<Option<(Weights, Rounding)>>;
         fn set_merged(&mut self, weights: Option<Weights>);
-        fn set_rows(&mut self, rows: Option<Tensor<2>>);
+        /// Puts on something that fits in place of what is there, enabled; `None` takes that off.
+        fn exchange(&mut self, adaptation: Option<Adaptation>);
+        fn set_samples(&mut self, samples: Option<Samples>);
         fn copy_of_layer(&self) -> Replacement;
         fn frozen_squares(&self) -> Tensor<1>;
     }
@@ -424,9 +447,19 @@ impl<F: FrozenLayer> private::Sealed for Adaptable<F> {
         }
     }
 
-    fn set_rows(&mut self, rows: Option<Tensor<2>>) {
+    fn exchange(&mut self, adaptation: Option<Adaptation>) {
+        match (&mut *self, adaptation) {
+            (_, None) => {
+                self.detach();
+            }
+            (Self::Lora(layer), Some(Adaptation::LowRank(adapter))) => layer.exchange(adapter),
+            (slot, Some(adaptation)) => *slot = Self::adapted(slot.frozen(), adaptation),
+        }
+    }
+
+    fn set_samples(&mut self, samples: Option<Samples>) {
         if let Self::Lora(layer) = self {
-            layer.rows = rows;
+            layer.samples = samples;
         }
     }
 
@@ -531,13 +564,7 @@ impl<F: FrozenLayer> AdaptableLayer for Adaptable<F> {
             return Err(ErrorKind::AlreadyAdapted { path: String::new() }.into());
         }
         self.check(&adaptation)?;
-        let base = self.frozen();
-        *self = match adaptation {
-            Adaptation::LowRank(adapter) => Self::Lora(LoraLayer::over(base, adapter)),
-            Adaptation::Replacement(replacement) => {
-                Self::Replaced(ReplacedLayer { base, replacement, enabled: true, merged: false })
-            }
-        };
+        *self = Self::adapted(self.frozen(), adaptation);
         Ok(())
     }
 

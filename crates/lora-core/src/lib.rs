@@ -28,10 +28,11 @@
 extern crate self as lora_core;
 
 mod adapter;
-#[allow(dead_code, reason = "the public functions over whole models are still to come")]
+mod combination;
 mod combine;
 mod config;
 mod conv;
+mod disabled;
 mod embedding;
 mod error;
 mod frozen;
@@ -45,17 +46,21 @@ mod ops;
 mod peft;
 mod problem;
 mod replacement;
+mod samples;
 mod scaling;
 mod set;
+mod sets;
 mod target;
 mod trainable;
 mod visit;
 
 pub use adapter::LoraAdapter;
+pub use combination::{Combination, CombineReport, CombinedLayer, combine};
 pub use config::{AdapterConfig, LoraConfig, TrainedBias};
 pub use conv::{
     AdaptableConv1d, AdaptableConv2d, FrozenConv1d, FrozenConv2d, LoraConv1d, LoraConv2d,
 };
+pub use disabled::{Disabled, disable};
 pub use embedding::{AdaptableEmbedding, FrozenEmbedding, LoraEmbedding};
 pub use error::{Error, ErrorKind, Result};
 pub use frozen::{FrozenLayer, FrozenLinear, LayerKind, Weights};
@@ -74,6 +79,7 @@ pub use problem::ConfigProblem;
 pub use replacement::{Replacement, TokenRows};
 pub use scaling::Scaling;
 pub use set::AdapterSet;
+pub use sets::{AdapterSets, Mixed};
 pub use target::{ExcludeModules, Selection, TargetModules};
 pub use trainable::ParameterCount;
 pub use visit::{VisitLayer, VisitLayerMut, VisitLora, join_path};

@@ -112,7 +112,7 @@ fn forward<const D: usize, F: Convolution<D>>(layer: &LoraLayer<F>, input: Tenso
     let down = base.convolve(dropped, base.kernel(a), None, 1).mul_scalar(scaling);
     let down = match &layer.samples {
         Some(samples) => {
-            samples.check(&down.dims());
+            samples.check(&input.dims());
             down * for_samples(&samples.ranks)
         }
         None => down,

@@ -170,6 +170,7 @@ impl AdapterSets {
                 }
             });
         }
+        self.sum.names.retain(|other| other != name);
         Ok(self.sets.remove(place).1)
     }
 

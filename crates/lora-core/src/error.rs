@@ -115,6 +115,14 @@ pub enum ErrorKind {
         /// The layer; empty for a layer that stands alone.
         path: String,
     },
+    /// A layer is prepared for a mixed batch, and has no one update; nothing was changed or written.
+    #[error(
+        "{path}: expected one adapter for all samples, found those of a mixed batch; drop the guard of `mixed` first"
+    )]
+    MixedBatch {
+        /// The layer; empty for a layer that stands alone.
+        path: String,
+    },
     /// A merge would have written NaN or infinity; nothing was changed.
     #[error("{path}: expected finite merged weights, found NaN or infinity; nothing was merged")]
     NonFinite {

@@ -88,8 +88,8 @@ impl<F: FrozenLayer> LoraLayer<F> {
     /// merged, this layer's weights take twice the memory.
     ///
     /// # Errors
-    /// When the layer is merged already, is a grouped convolution, or a merged weight would be NaN or
-    /// infinite; then nothing has changed.
+    /// When the layer is merged already, is in a mixed batch, is a grouped convolution, or a merged
+    /// weight would be NaN or infinite; then nothing has changed.
     pub fn merge(&mut self) -> Result<Rounding> {
         let (weights, rounding) = self.merged_weights("")?;
         self.merged = Some(weights);
@@ -130,6 +130,9 @@ impl<F: FrozenLayer> LoraLayer<F> {
     pub(crate) fn merged_weights(&self, path: &str) -> Result<(Weights, Rounding)> {
         if self.is_merged() {
             return Err(ErrorKind::AlreadyMerged { path: path.to_owned() }.into());
+        }
+        if self.samples.is_some() {
+            return Err(ErrorKind::MixedBatch { path: path.to_owned() }.into());
         }
         if self.base.groups() > 1 {
             return Err(ErrorKind::GroupedConvolution { path: path.to_owned() }.into());
@@ -420,6 +423,8 @@ pub(crate) mod private {
         /// Puts on something that fits in place of what is there, enabled; `None` takes that off.
         fn exchange(&mut self, adaptation: Option<Adaptation>);
         fn set_samples(&mut self, samples: Option<Samples>);
+        /// Whether each sample of a batch has an adapter of its own.
+        fn is_mixed(&self) -> bool;
         fn copy_of_layer(&self) -> Replacement;
         fn frozen_squares(&self) -> Tensor<1>;
     }
@@ -461,6 +466,10 @@ impl<F: FrozenLayer> private::Sealed for Adaptable<F> {
         if let Self::Lora(layer) = self {
             layer.samples = samples;
         }
+    }
+
+    fn is_mixed(&self) -> bool {
+        self.as_lora().is_some_and(|layer| layer.samples.is_some())
     }
 
     fn copy_of_layer(&self) -> Replacement {

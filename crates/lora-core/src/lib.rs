@@ -16,7 +16,8 @@
 //! The flow: [`LoraConfig`] says what is asked for; [`inject`] finds the targets through
 //! [`VisitLora`](trait@VisitLora), attaches a [`LoraAdapter`] to each and freezes the rest; the model
 //! trains as any Burn module; [`save_adapter`] writes A and B in PEFT's format and [`load_adapter`]
-//! reads them; [`merge`] folds them into the weights. One layer alone: [`LoraLinear::wrap`].
+//! reads them; [`merge`] folds them into the weights. One layer alone: [`LoraLinear::wrap`]. Several
+//! adapters for one model: [`AdapterSets`] switches, adds up and mixes them, [`combine`] makes one of them.
 //!
 //! No backend is compiled in by default: turn on `flex` (pure Rust, CPU), `ndarray`, `tch`, `wgpu`,
 //! `vulkan`, `metal` or `cuda`, and choose the device at run time.

@@ -456,7 +456,8 @@ fn what_an_optimiser_changed_is_stored_first() {
     let mut net = FIXED.net();
     let start = bits(sets.get("0").unwrap());
     sets.activate(&mut net, "0").unwrap();
-    assert!(ParameterCount::of(&net).trainable > 0);
+    // The model was not frozen before.
+    assert_eq!(ParameterCount::of(&net).trainable, sets.get("0").unwrap().num_parameters());
     let trained = step(net, FIXED);
     let outputs = trained.outputs(FIXED);
     let values = bits(&AdapterSet::of(&trained));
@@ -671,9 +672,15 @@ fn another_leading_axis_than_the_batch_panics() {
     panics(&|| drop(mixed.up.forward(x.clone())));
     let folded = x.clone().reshape([BATCH * LENGTH, FIXED.width]);
     panics(&|| drop(mixed.up.forward(folded.clone())));
-    panics(&|| drop(mixed.up.forward(x.clone().slice([0..1]))));
+    panics(&|| drop(mixed.up.forward(x.clone().slice(0..1))));
     panics(&|| drop(mixed.conv.forward(Tensor::ones([1, 2, 3], (&device(), FIXED.dtype)))));
-    assert_eq!(mixed.up.forward(x.clone().slice([0..2])).dims(), [2, LENGTH, FIXED.hidden]);
+    assert_eq!(mixed.up.forward(x.clone().slice(0..2)).dims(), [2, LENGTH, FIXED.hidden]);
+    // Nor can what is many adapters be folded or saved as one.
+    let of = |error: &lora_core::Error| format!("{:?}", error.kind());
+    assert!(of(&merge(&mut mixed.clone()).unwrap_err()).contains("MixedBatch"));
+    let folder = std::env::temp_dir().join("lora-core-mixed-batch-is-never-written");
+    let saved = lora_core::save_adapter(&*mixed, &folder, &lora_core::AdapterInfo::default());
+    assert!(of(&saved.unwrap_err()).contains("MixedBatch") && !folder.exists());
     let empty = Tensor::<3>::ones([2, 0, FIXED.width], (&device(), FIXED.dtype));
     assert_eq!(mixed.up.forward(empty).dims(), [2, 0, FIXED.hidden]);
 }

@@ -23,12 +23,19 @@ use crate::linalg::{Svd, thin_qr, thin_svd, to_host, to_tensor};
 pub(crate) struct Part {
     /// A `[d_input, rank]`; each part has its own rank.
     pub(crate) a: Tensor<2>,
-    /// B `[rank, d_output]`.
+    /// B `[rank, d_output]`, or `[rank / groups, d_output]` for a grouped convolution.
     pub(crate) b: Tensor<2>,
     /// The factor on this adapter's update.
     pub(crate) scaling: f64,
     /// The factor on it in the sum, of any sign.
     pub(crate) weight: f64,
+}
+
+impl Part {
+    /// The groups of the convolution that it adapts; 1 elsewhere.
+    pub(crate) fn groups(&self) -> usize {
+        self.a.dims()[1] / self.b.dims()[0]
+    }
 }
 
 /// A pair of factors of a lower rank, and how far its product is from what it stands for.
@@ -49,17 +56,31 @@ pub(crate) struct LowRank {
 /// [A_1 .. A_n] [w_1 s_1 B_1; ..; w_n s_n B_n] = sum_i w_i s_i A_i B_i        s: scaling, w: weight
 /// ```
 ///
-/// All the factors go onto B, so that a negative weight needs no square root. (PEFT's `"cat"`.)
+/// All the factors go onto B, so that a negative weight needs no square root. (PEFT's `"cat"`.) The
+/// columns for a grouped convolution stand group by group, in each of them part by part, since a group's
+/// output sees its own ranks only.
 ///
 /// # Errors
 /// When there is no part, or the parts are not for one layer.
 pub(crate) fn cat(parts: &[Part]) -> Result<(Tensor<2>, Tensor<2>)> {
-    let dims = |part: &Part| [part.a.dims()[0], part.b.dims()[1]];
-    same_shape(parts.iter().map(dims))?;
-    let a = parts.iter().map(|part| part.a.clone()).collect();
-    let b =
-        parts.iter().map(|part| part.b.clone().mul_scalar(part.scaling * part.weight)).collect();
-    Ok((Tensor::cat(a, 1), Tensor::cat(b, 0)))
+    let dims = |part: &Part| [part.a.dims()[0], part.b.dims()[1], part.groups()];
+    let [_, _, groups] = same_shape(parts.iter().map(dims))?;
+    let columns = (0..groups).flat_map(|group| parts.iter().map(move |part| (group, part)));
+    let a = columns.map(|(group, part)| {
+        let each = part.b.dims()[0];
+        part.a.clone().slice_dim(1, group * each..(group + 1) * each)
+    });
+    let b = parts.iter().map(|part| part.b.clone().mul_scalar(part.scaling * part.weight));
+    Ok((Tensor::cat(a.collect(), 1), Tensor::cat(b.collect(), 0)))
+}
+
+/// Which part each column of [`cat`]'s A is from.
+pub(crate) fn column_parts(parts: &[Part]) -> Vec<usize> {
+    let groups = parts.first().map_or(1, Part::groups);
+    let group = parts.iter().enumerate();
+    let group: Vec<usize> =
+        group.flat_map(|(place, part)| std::iter::repeat_n(place, part.b.dims()[0])).collect();
+    group.repeat(groups)
 }
 
 /// The best approximation of A·B of this rank, for A `[d_input, k]` and B `[k, d_output]`.
@@ -172,7 +193,7 @@ fn cut(svd: &Svd, rank: usize, options: (&Device, DType)) -> Result<LowRank> {
     Ok(LowRank { a, b, error })
 }
 
-fn same_shape(shapes: impl IntoIterator<Item = [usize; 2]>) -> Result<[usize; 2]> {
+fn same_shape<const N: usize>(shapes: impl IntoIterator<Item = [usize; N]>) -> Result<[usize; N]> {
     let mut shapes = shapes.into_iter();
     let Some(first) = shapes.next() else {
         return Err(Error::setting("adapters", "at least one to combine", 0));
@@ -186,7 +207,7 @@ fn same_shape(shapes: impl IntoIterator<Item = [usize; 2]>) -> Result<[usize; 2]
     }
 }
 
-fn check_density(density: f64) -> Result<()> {
+pub(crate) fn check_density(density: f64) -> Result<()> {
     if density > 0.0 && density <= 1.0 {
         return Ok(());
     }

@@ -265,7 +265,7 @@ fn alpha_problem(setting: &'static str, alpha: f64) -> Option<ConfigProblem> {
 
 /// FNV-1a: short, and the same on every machine and in every version of Rust, so that a seed keeps
 /// its meaning.
-fn path_hash(path: &str) -> u64 {
+pub(crate) fn path_hash(path: &str) -> u64 {
     path.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
     })

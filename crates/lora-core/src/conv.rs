@@ -78,6 +78,13 @@ fn for_channels<const D: usize>(values: Tensor<1>) -> Tensor<D> {
     values.reshape(shape)
 }
 
+/// Values of each sample and channel, `[batch, channels]`, as they stand beside an output.
+fn for_samples<const D: usize>(values: &Tensor<2>) -> Tensor<D> {
+    let mut shape = [1; D];
+    shape[..2].copy_from_slice(&values.dims());
+    values.clone().reshape(shape)
+}
+
 /// W as a matrix `[channels_in / groups × kernel, channels_out]`.
 fn matrix<const D: usize>(weight: Tensor<D>) -> Tensor<2> {
     let dims = weight.dims();
@@ -102,23 +109,30 @@ fn forward<const D: usize, F: Convolution<D>>(layer: &LoraLayer<F>, input: Tenso
     let (a, b, scaling) = layer.factors();
     let dropped = layer.adapter.dropped(&input).unwrap_or_else(|| input.clone());
     let down = base.convolve(dropped, base.kernel(a), None, 1).mul_scalar(scaling);
-    let down = match &layer.rows {
-        Some(rows) => {
-            let [batch, rank] = rows.dims();
-            let mut shape = [1; D];
-            shape[..2].copy_from_slice(&[batch, rank]);
-            down * rows.clone().reshape(shape)
+    let down = match &layer.samples {
+        Some(samples) => {
+            samples.check(&input.dims());
+            down * for_samples(&samples.ranks)
         }
         None => down,
     };
     let frozen = base.apply(input, Weights { bias: None, ..own });
     let output = frozen + F::pointwise(down, point(b), base.groups());
-    let output = match layer.column_scale() {
-        Some(scale) => output * for_channels(scale),
+    let samples = layer.samples.as_ref();
+    let scale = match samples {
+        Some(samples) => samples.scale.as_ref().map(for_samples),
+        None => layer.column_scale().map(for_channels),
+    };
+    let output = match scale {
+        Some(scale) => output * scale,
         None => output,
     };
-    match layer.output_bias() {
-        Some(bias) => output + for_channels(bias),
+    let bias = match samples.and_then(|samples| samples.bias.as_ref()) {
+        Some(bias) => Some(for_samples(bias)),
+        None => layer.output_bias().map(for_channels),
+    };
+    match bias {
+        Some(bias) => output + bias,
         None => output,
     }
 }
@@ -270,7 +284,8 @@ impl LoraLayer<FrozenConv1d> {
     /// The adapted convolution.
     ///
     /// # Panics
-    /// When the input has other channels than the layer.
+    /// When the input has other channels than the layer; in a mixed batch, when its leading axis is
+    /// not the batch.
     pub fn forward(&self, input: Tensor<3>) -> Tensor<3> {
         forward(self, input)
     }
@@ -326,7 +341,8 @@ impl LoraLayer<FrozenConv2d> {
     /// The adapted convolution.
     ///
     /// # Panics
-    /// When the input has other channels than the layer.
+    /// When the input has other channels than the layer; in a mixed batch, when its leading axis is
+    /// not the batch.
     pub fn forward(&self, input: Tensor<4>) -> Tensor<4> {
         forward(self, input)
     }

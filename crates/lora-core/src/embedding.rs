@@ -98,6 +98,9 @@ impl LoraLayer<FrozenEmbedding> {
     }
 
     /// The rows of the adapted weight: `[batch, length]` to `[batch, length, d_output]`.
+    ///
+    /// # Panics
+    /// In a mixed batch, when the leading axis of `ids` is not the batch.
     pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         if !self.is_enabled() {
             return embedding(self.base.weight(), ids);
@@ -106,15 +109,23 @@ impl LoraLayer<FrozenEmbedding> {
             return embedding(merged.weight.clone(), ids);
         }
         let (a, b, scaling) = self.factors();
+        if let Some(samples) = &self.samples {
+            samples.check(&ids.dims());
+        }
+        let for_sample = |values: &Tensor<2>| values.clone().unsqueeze_dim::<3>(1);
         let frozen = embedding(self.base.weight(), ids.clone());
         let down = embedding(a, ids).mul_scalar(scaling); // [batch, length, rank]
-        let down = match &self.rows {
-            Some(rows) => down * rows.clone().unsqueeze_dim::<3>(1),
+        let down = match &self.samples {
+            Some(samples) => down * for_sample(&samples.ranks),
             None => down,
         };
         let output = frozen + fold_rows(down, |down| down.matmul(b));
-        match self.column_scale() {
-            Some(scale) => output * scale.unsqueeze(),
+        let scale = match &self.samples {
+            Some(samples) => samples.scale.as_ref().map(for_sample),
+            None => self.column_scale().map(|scale| scale.unsqueeze()),
+        };
+        match scale {
+            Some(scale) => output * scale,
             None => output,
         }
     }

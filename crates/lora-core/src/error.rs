@@ -134,6 +134,14 @@ pub enum ErrorKind {
         /// The layer; empty for a layer that stands alone.
         path: String,
     },
+    /// A layer is prepared for a mixed batch, and has no one update; nothing was changed or written.
+    #[error(
+        "{path}: expected one adapter for all samples, found those of a mixed batch; drop the guard of `mixed` first"
+    )]
+    MixedBatch {
+        /// The layer; empty for a layer that stands alone.
+        path: String,
+    },
     /// A merge would have written NaN or infinity; nothing was changed.
     #[error("{path}: expected finite merged weights, found NaN or infinity; nothing was merged")]
     NonFinite {
@@ -155,6 +163,34 @@ pub enum ErrorKind {
     )]
     NoGradient {
         /// One line for each tensor without a usable gradient.
+        problems: Vec<String>,
+    },
+    /// A name that no set of the registry has.
+    #[error("expected the name of a set, found '{name}'; {}", known(names))]
+    UnknownSet {
+        /// The name.
+        name: String,
+        /// Names that there are, the most similar first.
+        names: Vec<String>,
+    },
+    /// A name that another set of the registry has already.
+    #[error("expected a new name, found '{name}', which is taken; remove or rename that set first")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// A model is adapted by something that is in no set of the registry; nothing was changed.
+    #[error(
+        "{path}: expected an adapter of this registry, found another one; insert AdapterSet::of(&model) or take it off with AdapterSet::detach first"
+    )]
+    ForeignAdapter {
+        /// The first such layer.
+        path: String,
+    },
+    /// What is in some layers cannot be combined; nothing was changed.
+    #[error("expected updates that can be combined, found {}", first_few(problems, "; "))]
+    NotCombinable {
+        /// One line for each such layer, its path first.
         problems: Vec<String>,
     },
     /// An adapter that is to be saved holds NaN or infinity; nothing was written.
@@ -233,6 +269,13 @@ pub enum ErrorKind {
         /// One line for each missing, unused or mis-shaped tensor.
         problems: Vec<String>,
     },
+}
+
+fn known(names: &[String]) -> String {
+    match names {
+        [] => "there are none yet".to_owned(),
+        names => format!("there are '{}'", names.join("', '")),
+    }
 }
 
 /// A wrong model makes hundreds of problems, of which a few tell the story.

@@ -8,6 +8,7 @@ use crate::config::AdapterConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::{FrozenLayer, LayerKind, Weights};
 use crate::replacement::Replacement;
+use crate::samples::Samples;
 
 /// A frozen layer with a trainable low-rank update; [`LoraLinear`](crate::LoraLinear),
 /// [`LoraEmbedding`](crate::LoraEmbedding), [`LoraConv1d`](crate::LoraConv1d) and
@@ -18,7 +19,7 @@ pub struct LoraLayer<F: FrozenLayer> {
     pub(crate) adapter: LoraAdapter,
     squares: Option<Tensor<1>>, // with DoRA: the squared norms of W's columns, [d_output]
     merged: Option<Weights>,    // the adapted weights, while merged
-    pub(crate) rows: Option<Tensor<2>>, // for mixed batches: which ranks count for a row, [batch, rank]
+    pub(crate) samples: Option<Samples>, // in mixed batches
     #[module(skip)]
     enabled: bool,
 }
@@ -33,7 +34,18 @@ impl<F: FrozenLayer> LoraLayer<F> {
     pub(crate) fn over(base: F, adapter: LoraAdapter) -> Self {
         let squares =
             adapter.magnitude.is_some().then(|| column_squares(&base.weight().without_autodiff()));
-        Self { base, adapter, squares, merged: None, rows: None, enabled: true }
+        Self { base, adapter, squares, merged: None, samples: None, enabled: true }
+    }
+
+    /// Another adapter in place of this one. The norms of W, which DoRA needs, are kept.
+    fn exchange(&mut self, adapter: LoraAdapter) {
+        if adapter.magnitude.is_some() && self.squares.is_none() {
+            self.squares = Some(column_squares(&self.base.weight().without_autodiff()));
+        }
+        self.adapter = adapter;
+        self.merged = None;
+        self.samples = None;
+        self.enabled = true;
     }
 
     /// The frozen layer.
@@ -79,8 +91,8 @@ impl<F: FrozenLayer> LoraLayer<F> {
     /// merged, this layer's weights take twice the memory.
     ///
     /// # Errors
-    /// When the layer is merged already, is a grouped convolution, or a merged weight would be NaN or
-    /// infinite; then nothing has changed.
+    /// When the layer is merged already, is in a mixed batch, is a grouped convolution, or a merged
+    /// weight would be NaN or infinite; then nothing has changed.
     pub fn merge(&mut self) -> Result<Rounding> {
         let (weights, rounding) = self.merged_weights("")?;
         self.merged = Some(weights);
@@ -121,6 +133,9 @@ impl<F: FrozenLayer> LoraLayer<F> {
     pub(crate) fn merged_weights(&self, path: &str) -> Result<(Weights, Rounding)> {
         if self.is_merged() {
             return Err(ErrorKind::AlreadyMerged { path: path.to_owned() }.into());
+        }
+        if self.samples.is_some() {
+            return Err(ErrorKind::MixedBatch { path: path.to_owned() }.into());
         }
         if self.base.groups() > 1 {
             return Err(ErrorKind::GroupedConvolution { path: path.to_owned() }.into());
@@ -311,6 +326,15 @@ impl<F: FrozenLayer> Adaptable<F> {
         }
     }
 
+    fn adapted(base: F, adaptation: Adaptation) -> Self {
+        match adaptation {
+            Adaptation::LowRank(adapter) => Self::Lora(LoraLayer::over(base, adapter)),
+            Adaptation::Replacement(replacement) => {
+                Self::Replaced(ReplacedLayer { base, replacement, enabled: true, merged: false })
+            }
+        }
+    }
+
     /// The frozen form of the layer, whatever stands beside it: handles, no copies.
     fn frozen(&self) -> F {
         match self {
@@ -322,7 +346,7 @@ impl<F: FrozenLayer> Adaptable<F> {
 }
 
 /// What adapts a layer: the one thing that is attached, taken off, saved and loaded.
-#[derive(Debug, Clone)]
+#[derive(Module, Debug)]
 #[allow(clippy::large_enum_variant)] // handles
 pub enum Adaptation {
     /// A low-rank update.
@@ -412,9 +436,14 @@ pub(crate) mod private {
     pub trait Sealed {
         fn merged_weights(&self, path: &str) -> Result<Option<(Weights, Rounding)>>;
         fn set_merged(&mut self, weights: Option<Weights>);
-        fn set_rows(&mut self, rows: Option<Tensor<2>>);
+        /// Puts on something that fits in place of what is there, enabled; `None` takes that off.
+        fn exchange(&mut self, adaptation: Option<Adaptation>);
+        fn set_samples(&mut self, samples: Option<Samples>);
+        /// Whether each sample of a batch has an adapter of its own.
+        fn is_mixed(&self) -> bool;
         fn copy_of_layer(&self) -> Replacement;
         fn new_adapter(&self, config: &AdapterConfig) -> Result<LoraAdapter>;
+        fn frozen_squares(&self) -> Tensor<1>;
     }
 }
 
@@ -440,14 +469,32 @@ impl<F: FrozenLayer> private::Sealed for Adaptable<F> {
         }
     }
 
-    fn set_rows(&mut self, rows: Option<Tensor<2>>) {
-        if let Self::Lora(layer) = self {
-            layer.rows = rows;
+    fn exchange(&mut self, adaptation: Option<Adaptation>) {
+        match (&mut *self, adaptation) {
+            (_, None) => {
+                self.detach();
+            }
+            (Self::Lora(layer), Some(Adaptation::LowRank(adapter))) => layer.exchange(adapter),
+            (slot, Some(adaptation)) => *slot = Self::adapted(slot.frozen(), adaptation),
         }
+    }
+
+    fn set_samples(&mut self, samples: Option<Samples>) {
+        if let Self::Lora(layer) = self {
+            layer.samples = samples;
+        }
+    }
+
+    fn is_mixed(&self) -> bool {
+        self.as_lora().is_some_and(|layer| layer.samples.is_some())
     }
 
     fn copy_of_layer(&self) -> Replacement {
         Replacement::of_layer(&self.frozen())
+    }
+
+    fn frozen_squares(&self) -> Tensor<1> {
+        column_squares(&self.frozen().weight().without_autodiff())
     }
 
     fn new_adapter(&self, config: &AdapterConfig) -> Result<LoraAdapter> {
@@ -547,13 +594,7 @@ impl<F: FrozenLayer> AdaptableLayer for Adaptable<F> {
             return Err(ErrorKind::AlreadyAdapted { path: String::new() }.into());
         }
         self.check(&adaptation)?;
-        let base = self.frozen();
-        *self = match adaptation {
-            Adaptation::LowRank(adapter) => Self::Lora(LoraLayer::over(base, adapter)),
-            Adaptation::Replacement(replacement) => {
-                Self::Replaced(ReplacedLayer { base, replacement, enabled: true, merged: false })
-            }
-        };
+        *self = Self::adapted(self.frozen(), adaptation);
         Ok(())
     }
 

@@ -16,7 +16,8 @@
 //! The flow: [`LoraConfig`] says what is asked for; [`inject`] finds the targets through
 //! [`VisitLora`](trait@VisitLora), attaches a [`LoraAdapter`] to each and freezes the rest; the model
 //! trains as any Burn module; [`save_adapter`] writes A and B in PEFT's format and [`load_adapter`]
-//! reads them; [`merge`] folds them into the weights. One layer alone: [`LoraLinear::wrap`].
+//! reads them; [`merge`] folds them into the weights. One layer alone: [`LoraLinear::wrap`]. Several
+//! adapters for one model: [`AdapterSets`] switches, adds up and mixes them, [`combine`] makes one of them.
 //!
 //! No backend is compiled in by default: turn on `flex` (pure Rust, CPU), `ndarray`, `tch`, `wgpu`,
 //! `vulkan`, `metal` or `cuda`, and choose the device at run time.
@@ -29,10 +30,11 @@ extern crate self as lora_core;
 
 mod adapter;
 mod audit;
-#[allow(dead_code, reason = "the public functions over whole models are still to come")]
+mod combination;
 mod combine;
 mod config;
 mod conv;
+mod disabled;
 mod embedding;
 mod error;
 mod frozen;
@@ -46,18 +48,22 @@ mod ops;
 mod peft;
 mod problem;
 mod replacement;
+mod samples;
 mod scaling;
 mod set;
+mod sets;
 mod target;
 mod trainable;
 mod visit;
 
 pub use adapter::LoraAdapter;
 pub use audit::audit_gradients;
+pub use combination::{Combination, CombineReport, CombinedLayer, combine};
 pub use config::{AdapterConfig, LoraConfig, TrainedBias};
 pub use conv::{
     AdaptableConv1d, AdaptableConv2d, FrozenConv1d, FrozenConv2d, LoraConv1d, LoraConv2d,
 };
+pub use disabled::{Disabled, disable};
 pub use embedding::{AdaptableEmbedding, FrozenEmbedding, LoraEmbedding};
 pub use error::{Error, ErrorKind, Result};
 pub use frozen::{FrozenLayer, FrozenLinear, LayerKind, Weights};
@@ -76,6 +82,7 @@ pub use problem::ConfigProblem;
 pub use replacement::{Replacement, TokenRows};
 pub use scaling::Scaling;
 pub use set::AdapterSet;
+pub use sets::{AdapterSets, Mixed};
 pub use target::{ExcludeModules, Selection, TargetModules};
 pub use trainable::ParameterCount;
 pub use visit::{VisitLayer, VisitLayerMut, VisitLora, join_path};

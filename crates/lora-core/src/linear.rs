@@ -9,6 +9,7 @@ use crate::frozen::{FrozenLinear, add_bias, apply};
 use crate::init::fresh_seed;
 use crate::layer::{Adaptable, LoraLayer};
 use crate::ops::{fold_rows, lora_linear};
+use crate::samples::for_each_row;
 
 /// A frozen linear layer with a trainable low-rank update.
 ///
@@ -73,7 +74,8 @@ impl LoraLayer<FrozenLinear> {
     /// - input `[..., d_input]`, output `[..., d_output]`
     ///
     /// # Panics
-    /// When the last axis of `input` is not `d_input`.
+    /// When the last axis of `input` is not `d_input`; in a mixed batch, when its leading axis is not
+    /// the batch.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         if !self.is_enabled() {
             return self.base.forward(input);
@@ -83,12 +85,24 @@ impl LoraLayer<FrozenLinear> {
         }
         let (a, b, scaling) = self.factors();
         let weight = self.base.weight();
+        if let Some(samples) = &self.samples {
+            samples.check(&input.dims());
+            return fold_rows(input, |rows| {
+                let each = |values| for_each_row(values, rows.dims()[0]);
+                let down = rows.clone().matmul(a).mul_scalar(scaling) * each(&samples.ranks);
+                let output = rows.clone().matmul(weight) + down.matmul(b);
+                let output = match &samples.scale {
+                    Some(scale) => output * each(scale),
+                    None => output,
+                };
+                match &samples.bias {
+                    Some(bias) => output + each(bias),
+                    None => add_bias(output, self.output_bias()),
+                }
+            });
+        }
         fold_rows(input, |rows| {
-            let output = if let Some(mask) = &self.rows {
-                let down = rows.clone().matmul(a).mul_scalar(scaling);
-                let down = down.clone() * for_each_row(mask, down.dims()[0]);
-                rows.matmul(weight) + down.matmul(b)
-            } else if let Some(dropped) = self.adapter.dropped(&rows) {
+            let output = if let Some(dropped) = self.adapter.dropped(&rows) {
                 rows.matmul(weight) + dropped.matmul(a).mul_scalar(scaling).matmul(b)
             } else {
                 lora_linear(rows, weight, a, b, scaling)
@@ -100,13 +114,6 @@ impl LoraLayer<FrozenLinear> {
             add_bias(output, self.output_bias())
         })
     }
-}
-
-/// The mask of each sample, `[batch, rank]`, for each of its rows, `[rows, rank]`.
-fn for_each_row(mask: &Tensor<2>, rows: usize) -> Tensor<2> {
-    let [batch, rank] = mask.dims();
-    let each = rows / batch;
-    mask.clone().unsqueeze_dim::<3>(1).expand([batch, each, rank]).reshape([rows, rank])
 }
 
 /// A model's field for a linear layer that may get an adapter later.

@@ -83,15 +83,26 @@ impl AdapterSet {
     }
 
     pub(crate) fn check<M: VisitLora>(&self, model: &M) -> Result<()> {
+        let mut adapted = None;
+        model.visit_lora("", &mut |path, layer| {
+            if self.get(path).is_some() && layer.adaptation().is_some() {
+                adapted.get_or_insert_with(|| path.to_owned());
+            }
+        });
+        match adapted {
+            Some(path) => Err(ErrorKind::AlreadyAdapted { path }.into()),
+            None => self.check_shapes(model),
+        }
+    }
+
+    /// Whether it fits the model's layers, whatever adapts them at the moment.
+    pub(crate) fn check_shapes<M: VisitLora>(&self, model: &M) -> Result<()> {
         let mut left: Vec<&str> = self.paths().collect();
         let mut failure = None;
         model.visit_lora("", &mut |path, layer| {
             let Some(adaptation) = self.get(path) else { return };
             left.retain(|other| *other != path);
-            if layer.adaptation().is_some() {
-                let path = path.to_owned();
-                failure.get_or_insert_with(|| ErrorKind::AlreadyAdapted { path }.into());
-            } else if let Err(error) = layer.check(adaptation) {
+            if let Err(error) = layer.check(adaptation) {
                 failure.get_or_insert_with(|| error.at(path));
             }
         });
@@ -112,6 +123,14 @@ impl AdapterSet {
     /// What adapts the layer at `path`.
     pub fn get(&self, path: &str) -> Option<&Adaptation> {
         self.entries.iter().find(|(other, _)| other == path).map(|(_, adaptation)| adaptation)
+    }
+
+    pub(crate) fn get_mut(&mut self, path: &str) -> Option<&mut Adaptation> {
+        self.entries.iter_mut().find(|(other, _)| other == path).map(|(_, adaptation)| adaptation)
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Adaptation> {
+        self.entries.iter_mut().map(|(_, adaptation)| adaptation)
     }
 
     /// Paths and what adapts them, in the model's order.

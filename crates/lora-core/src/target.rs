@@ -509,7 +509,7 @@ fn nearest(entry: &str, paths: &[&str]) -> Vec<String> {
 }
 
 /// At most eight of `names`, the most similar first.
-fn most_similar(entry: &str, mut names: Vec<String>) -> Vec<String> {
+pub(crate) fn most_similar(entry: &str, mut names: Vec<String>) -> Vec<String> {
     names.sort_unstable();
     names.dedup();
     names.sort_by_cached_key(|name| edit_distance(entry, name));

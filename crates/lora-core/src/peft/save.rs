@@ -28,7 +28,7 @@ use crate::visit::VisitLora;
 ///
 /// # Errors
 /// When the folder exists already or cannot be written; when a value is NaN or infinite; when the model
-/// has no adapter, or adapters that the format cannot express together: with both scaling rules, with
+/// is that of a mixed batch; when it has no adapter, or adapters that the format cannot express together: with both scaling rules, with
 /// and without DoRA or adapter biases, or with different dropout.
 pub fn save_adapter<M: VisitLora>(
     model: &M,
@@ -36,6 +36,15 @@ pub fn save_adapter<M: VisitLora>(
     info: &AdapterInfo,
 ) -> Result<()> {
     let folder = folder.as_ref();
+    let mut mixed = None;
+    model.visit_lora("", &mut |path, layer| {
+        if layer.is_mixed() {
+            mixed.get_or_insert_with(|| path.to_owned());
+        }
+    });
+    if let Some(path) = mixed {
+        return Err(ErrorKind::MixedBatch { path }.into());
+    }
     let layers = layers(model);
     let config = describe(&layers)?;
     let json = serde_json::to_string_pretty(&to_json(&config, info))

@@ -43,6 +43,7 @@ mod linear;
 mod merge;
 mod ops;
 mod peft;
+mod portable;
 mod problem;
 mod replacement;
 mod scaling;
@@ -68,7 +69,11 @@ pub use merge::{MergeReport, MergedLayer, merge, unmerge};
 pub use ops::lora_linear;
 pub use peft::{
     AdapterInfo, LoadOptions, LoadReport, load_adapter, load_adapter_with, read_adapter,
-    read_adapter_config, read_adapter_info, save_adapter, write_folder,
+    read_adapter_config, read_adapter_info, save_adapter, write_file, write_folder,
+};
+pub use portable::{
+    PortabilityProblem, PortabilityRule, PortableReport, Reader, check_config_for, check_model_for,
+    check_written_for, read_mlx_adapter, save_mlx_adapter, save_portable,
 };
 pub use problem::ConfigProblem;
 pub use replacement::{Replacement, TokenRows};

@@ -218,6 +218,8 @@ fn targets_and_numbers_that_cannot_be_used_are_refused() {
     refuse("alpha", &["--alpha", "nan"], &["alpha", "above 0"]);
     refuse("learning rate", &["--lr", "0"], &["learning rate", "above 0"]);
     refuse("negative", &["--lr", "-1"], &["learning rate", "above 0", "-1"]);
+    refuse("ratio", &["--lora-plus-ratio", "0"], &["lora_plus_ratio", "above 0", "found 0"]);
+    refuse("ratio", &["--lora-plus-ratio", "inf"], &["lora_plus_ratio", "finite", "inf"]);
     refuse("too large a batch", &["--batch", "500"], &["batch", "at most the 238 rows"]);
     refuse("rank", &["--rank", "99999999999"], &["rank", "at most 96"]);
     refuse("batch", &["--batch", "0"], &["batch", "at least 1"]);

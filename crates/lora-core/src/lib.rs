@@ -28,6 +28,7 @@
 extern crate self as lora_core;
 
 mod adapter;
+mod burn_lora;
 #[allow(dead_code, reason = "the public functions over whole models are still to come")]
 mod combine;
 mod config;
@@ -38,6 +39,7 @@ mod frozen;
 mod init;
 mod inject;
 mod layer;
+mod learning_rates;
 mod linalg;
 mod linear;
 mod merge;
@@ -63,6 +65,7 @@ pub use frozen::{FrozenLayer, FrozenLinear, LayerKind, Weights};
 pub use init::Init;
 pub use inject::{AdaptedLayer, InjectReport, ReplacedValues, UnadaptedLayer, inject};
 pub use layer::{Adaptable, AdaptableLayer, Adaptation, LoraLayer, ReplacedLayer, Rounding};
+pub use learning_rates::LearningRates;
 pub use linear::{AdaptableLinear, LoraLinear};
 pub use lora_derive::VisitLora;
 pub use merge::{MergeReport, MergedLayer, merge, unmerge};

@@ -2,10 +2,11 @@
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor};
+use lora_core::VisitLora;
 use lora_models::Decoder;
 
 /// A causal language model, as the training loop sees it.
-pub trait CausalLm: Module {
+pub trait CausalLm: Module + VisitLora {
     /// Where the weights are.
     fn device(&self) -> Device;
 

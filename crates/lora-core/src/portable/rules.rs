@@ -387,7 +387,9 @@ fn layer_problems(layers: &[Adapted], tied: bool, reader: Reader) -> Vec<Portabi
             let same = |other: &LoraAdapter| {
                 (other.rank(), other.alpha()) == (first.rank(), first.alpha())
             };
-            add(Rule::OneScaling, "others", &|layer| {
+            let others =
+                format!("other ranks or alphas than {} and {}", first.rank(), first.alpha());
+            add(Rule::OneScaling, &others, &|layer| {
                 adapter(layer).is_some_and(|adapter| !same(&adapter))
             });
             let rank = adapters.iter().map(|(_, adapter)| adapter.rank()).max().unwrap_or_default();
@@ -400,7 +402,8 @@ fn layer_problems(layers: &[Adapted], tied: bool, reader: Reader) -> Vec<Portabi
             }
         }
         Reader::LlamaCpp => {
-            add(Rule::OneAlpha, "others", &|layer| {
+            let others = format!("other alphas than {}", first.alpha());
+            add(Rule::OneAlpha, &others, &|layer| {
                 adapter(layer).is_some_and(|adapter| adapter.alpha() != first.alpha())
             });
             add(Rule::AlphaOverRank, "alpha / sqrt(rank)", &|layer| {

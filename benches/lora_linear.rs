@@ -47,6 +47,7 @@ enum Pass {
 }
 
 /// A layer under measurement.
+#[allow(clippy::large_enum_variant, reason = "there are a few of them")]
 enum Layer {
     Frozen(FrozenLinear),
     Lora(LoraLinear),

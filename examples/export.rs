@@ -9,15 +9,15 @@ use std::process::ExitCode;
 use burn_lora::{Error, Result, say};
 use clap::Parser;
 use lora_core::{Reader, load_adapter, read_adapter_info, save_portable};
-use lora_models::{Decoder, SafetensorsFile, read_config, save_gguf_adapter};
+use lora_models::{Checkpoint, Decoder, SafetensorsFile, read_config, save_gguf_adapter};
 use lora_train::device_by_name;
 
 /// Write a model's adapter for the programs that serve it.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Model that the adapter belongs to: a Hugging Face folder (it needs no tokenizer here) [default:
-    /// the repository's own]
-    #[arg(long, value_name = "FOLDER")]
+    /// Model that the adapter belongs to: a Hugging Face folder (it needs no tokenizer here) or a GGUF
+    /// file [default: the repository's own]
+    #[arg(long, value_name = "FOLDER-OR-GGUF")]
     model: Option<PathBuf>,
     /// Adapter: a folder in PEFT's format
     #[arg(long, value_name = "FOLDER")]
@@ -44,11 +44,14 @@ fn export(options: &Options) -> Result<()> {
             "expected --output or --gguf, found neither; see --help".to_owned(),
         ));
     }
-    let folder = options.model.clone();
-    let folder = folder.unwrap_or_else(|| burn_lora::resource("examples/tiny_world"));
-    let weights = SafetensorsFile::open(folder.join("model.safetensors"))?;
+    let path = options.model.clone().unwrap_or_else(|| burn_lora::resource("examples/tiny_world"));
     let device = device_by_name("flex")?;
-    let decoder = Decoder::from_weights(&read_config(&folder)?, &weights, &device)?;
+    let decoder = if path.is_dir() {
+        let weights = SafetensorsFile::open(path.join("model.safetensors"))?;
+        Decoder::from_weights(&read_config(&path)?, &weights, &device)?
+    } else {
+        Checkpoint::open(&path)?.decoder(&device)?
+    };
     let (decoder, report) = load_adapter(decoder, &options.adapter)?;
     say(format!(
         "read       {}: {} layers",

@@ -125,6 +125,37 @@ fn generate_answers_with_and_without_an_adapter() {
     assert!(text(&missing.stderr).contains("no/such/folder"));
 }
 
+#[test]
+fn export_writes_an_adapter_for_other_programs() {
+    let temp = tempfile::tempdir().unwrap();
+    let run = temp.path().join("run");
+    let run = run.to_str().unwrap();
+    let options = ["--steps", "1", "--held-out", "8", "--lora-plus-ratio", "4", "--output", run];
+    let output = example("finetune", &options);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let settings = fs::read_to_string(Path::new(run).join("settings.toml")).unwrap();
+    assert!(settings.contains("lora_plus_ratio = 4.0"), "{settings}");
+
+    let adapter = format!("{run}/adapter");
+    let (folder, file) = (temp.path().join("served"), temp.path().join("adapter.gguf"));
+    let (folder, file) = (folder.to_str().unwrap(), file.to_str().unwrap());
+    let output = example("export", &["--adapter", &adapter, "--output", folder, "--gguf", file]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("rank 8 everywhere"), "{}", text(&output.stdout));
+    assert!(Path::new(folder).join("mlx/adapters.safetensors").exists());
+    GgufFile::open(file).unwrap();
+
+    for (options, part) in [
+        (&["--adapter", &adapter, "--output", folder][..], "exists already"),
+        (&["--adapter", &adapter], "--output or --gguf"),
+        (&["--adapter", &adapter, "--gguf", file, "--for", "ollama"], "ollama"),
+    ] {
+        let output = example("export", options);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains(part), "{}", text(&output.stderr));
+    }
+}
+
 /// Starts `finetune` with wrong input and checks that it says so in one sentence with all of `parts`,
 /// blames the user, and leaves nothing.
 fn refuse(name: &str, arguments: &[&str], parts: &[&str]) {
@@ -218,6 +249,8 @@ fn targets_and_numbers_that_cannot_be_used_are_refused() {
     refuse("alpha", &["--alpha", "nan"], &["alpha", "above 0"]);
     refuse("learning rate", &["--lr", "0"], &["learning rate", "above 0"]);
     refuse("negative", &["--lr", "-1"], &["learning rate", "above 0", "-1"]);
+    refuse("ratio", &["--lora-plus-ratio", "0"], &["lora_plus_ratio", "above 0", "found 0"]);
+    refuse("ratio", &["--lora-plus-ratio", "inf"], &["lora_plus_ratio", "finite", "inf"]);
     refuse("too large a batch", &["--batch", "500"], &["batch", "at most the 238 rows"]);
     refuse("rank", &["--rank", "99999999999"], &["rank", "at most 96"]);
     refuse("batch", &["--batch", "0"], &["batch", "at least 1"]);

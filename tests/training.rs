@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use burn::module::Module;
+use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::Device;
-use lora_core::{LoraConfig, VisitLora, inject, merge};
+use lora_core::{Init, LoraConfig, VisitLora, inject, merge};
 use lora_models::{Decoder, SafetensorsFile, read_config};
 use lora_train::{
-    Batch, ErrorKind, Sample, Schedule, SplitData, StepReport, TrainConfig, batch_loss, evaluate,
-    train,
+    Batch, Batches, ErrorKind, Sample, Schedule, SplitData, StepReport, TrainConfig, batch_loss,
+    evaluate, train,
 };
 
 fn decoder() -> Decoder {
@@ -42,6 +43,7 @@ fn config() -> TrainConfig {
         learning_rate: 5e-3,
         schedule: Schedule::Constant,
         warmup: 0,
+        lora_plus_ratio: 1.0,
         weight_decay: 0.0,
         eval_every: 5,
         seed: 3,
@@ -94,6 +96,67 @@ fn the_same_settings_give_the_same_steps_and_another_seed_does_not() {
     };
     assert_eq!(losses(&config()), losses(&config()));
     assert_ne!(losses(&config()), losses(&TrainConfig { seed: 4, ..config() }));
+}
+
+/// A or B of every adapter, one after the other.
+fn factors(model: &Decoder, of_b: bool) -> Vec<f32> {
+    let mut values = Vec::new();
+    model.visit_lora("", &mut |_, layer| {
+        if let Some(adapter) = layer.adapter() {
+            let factor = if of_b { &adapter.lora_b } else { &adapter.lora_a };
+            values.extend(factor.val().into_data().iter::<f32>());
+        }
+    });
+    values
+}
+
+#[test]
+fn without_a_ratio_the_steps_are_those_of_a_loop_with_one_rate() {
+    let config = TrainConfig { steps: 4, weight_decay: 0.01, ..config() };
+    let (model, reports) = run(adapted(), &config).unwrap();
+
+    let data = data();
+    let mut plain = adapted();
+    let mut optimizer =
+        AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(config.weight_decay as f32).init();
+    let mut batches = Batches::new(data.train.len(), config.batch, config.seed).unwrap();
+    for report in &reports {
+        let samples: Vec<&Sample> =
+            batches.next().unwrap().into_iter().map(|index| &data.train[index]).collect();
+        let loss = batch_loss(&plain, &Batch::collate(&samples, 0));
+        assert_eq!(f64::from(loss.clone().into_scalar::<f32>()), report.loss);
+        let gradients = GradientsParams::from_grads(loss.backward(), &plain);
+        plain = optimizer.step(config.learning_rate, plain, gradients);
+    }
+    for of_b in [false, true] {
+        assert_eq!(factors(&model, of_b), factors(&plain, of_b));
+    }
+}
+
+#[test]
+fn with_a_ratio_the_first_step_of_b_is_so_many_times_as_large() {
+    // B starts at zero and A does not: B has a gradient in the first step.
+    let start = || {
+        let config = LoraConfig { init: Init::KaimingUniformA, ..LoraConfig::new(4, 8.0) };
+        inject(decoder(), &config).unwrap().0
+    };
+    let step = |lora_plus_ratio| {
+        let config = TrainConfig { steps: 1, lora_plus_ratio, ..config() };
+        let (model, reports) = run(start(), &config).unwrap();
+        assert_eq!(reports[0].learning_rate, config.learning_rate);
+        (factors(&model, false), factors(&model, true))
+    };
+    let (a, b) = step(1.0);
+    let largest = b.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    assert!(largest > 4e-3, "a first step of AdamW is the learning rate: {largest}");
+    for ratio in [16.0, 5.0, 0.3] {
+        let (same, scaled) = step(ratio);
+        assert_eq!(same, a, "A is left alone at {ratio}");
+        for (scaled, b) in scaled.iter().zip(&b) {
+            let expected = *b * ratio as f32;
+            assert!((scaled - expected).abs() <= 1e-6 * expected.abs(), "{scaled} {expected}");
+        }
+    }
 }
 
 #[test]
@@ -170,6 +233,8 @@ fn settings_that_cannot_be_used_are_refused() {
         (TrainConfig { batch: 25, ..config() }, "batch"),
         (TrainConfig { learning_rate: f64::NAN, ..config() }, "learning rate"),
         (TrainConfig { weight_decay: -1.0, ..config() }, "weight decay"),
+        (TrainConfig { lora_plus_ratio: 0.0, ..config() }, "lora_plus_ratio"),
+        (TrainConfig { lora_plus_ratio: f64::NAN, ..config() }, "lora_plus_ratio"),
         (TrainConfig { warmup: 13, ..config() }, "warmup"),
     ] {
         let message = run(adapted(), &config).unwrap_err().to_string();

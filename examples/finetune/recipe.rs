@@ -69,6 +69,10 @@ pub struct Recipe {
     /// Peak learning rate of AdamW [default: 2e-4; 5e-4 with the repository's own model]
     #[arg(long, value_name = "NUMBER")]
     pub lr: Option<f64>,
+    /// LoRA+: the up matrix B learns so many times as fast as the down matrix A; 16 is a good ratio for
+    /// hard tasks [default: 1]
+    #[arg(long, value_name = "NUMBER")]
+    pub lora_plus_ratio: Option<f64>,
     /// Learning rate after the warm-up: constant, linear or cosine [default: constant; cosine
     /// with the repository's own model]
     #[arg(long, value_name = "NAME", value_parser = parse_schedule)]
@@ -152,6 +156,7 @@ impl Recipe {
             steps: Some(40),
             batch: Some(4),
             lr: Some(2e-4),
+            lora_plus_ratio: Some(1.0),
             schedule: Some(Schedule::Constant),
             warmup: Some(0),
             max_len: Some(512),
@@ -185,6 +190,7 @@ impl Recipe {
             steps: self.steps.or(other.steps),
             batch: self.batch.or(other.batch),
             lr: self.lr.or(other.lr),
+            lora_plus_ratio: self.lora_plus_ratio.or(other.lora_plus_ratio),
             schedule: self.schedule.or(other.schedule),
             warmup: self.warmup.or(other.warmup),
             max_len: self.max_len.or(other.max_len),
@@ -223,6 +229,7 @@ impl Recipe {
             learning_rate: self.lr.unwrap_or_default(),
             schedule: self.schedule.unwrap_or_default(),
             warmup: self.warmup.unwrap_or_default(),
+            lora_plus_ratio: self.lora_plus_ratio.unwrap_or(1.0),
             weight_decay: 0.0,
             eval_every: self.eval_every.unwrap_or_default(),
             seed: self.seed.unwrap_or_default(),

@@ -104,6 +104,7 @@ fn pretrain(options: &Options) -> Result<()> {
         learning_rate: options.lr,
         schedule: Schedule::Cosine,
         warmup: (options.steps / 50).max(1),
+        lora_plus_ratio: 1.0,
         weight_decay: 0.01,
         eval_every: 500,
         seed: options.seed,

@@ -269,6 +269,67 @@ impl LoraAdapter {
         }
     }
 
+    /// The same function with alpha = `rank` and the scaling 1, in f32 (f64 for an f64 adapter) and
+    /// without autodiff: the scaling is in B' = scaling · B, and the rank is reached with zeros, A' =
+    /// `[A, 0]` and B' = `[scaling B; 0]`. An adapter with an offset takes its plain form before.
+    ///
+    /// Readers of files that know one scaling and one rank read this form right. What acts in
+    /// training only, dropout, is left out.
+    ///
+    /// # Errors
+    /// When `rank` is below that of the plain form, or the adapter belongs to a grouped convolution.
+    ///
+    /// # Example
+    /// ```
+    /// # #[cfg(feature = "flex")] {
+    /// use burn::tensor::{Device, Tensor};
+    /// use lora_core::{LoraAdapter, Scaling};
+    ///
+    /// let device = Device::flex();
+    /// let (a, b) = (Tensor::ones([6, 2], &device), Tensor::ones([2, 4], &device));
+    /// let adapter = LoraAdapter::from_tensors(a, b, 3.0, Scaling::AlphaOverSqrtRank)?;
+    /// let folded = adapter.clone().into_folded(8)?;
+    /// assert_eq!((folded.rank(), folded.alpha(), folded.scaling()), (8, 8.0, 1.0));
+    /// let apart = (folded.delta_weight() - adapter.delta_weight()).abs().max();
+    /// assert!(apart.into_scalar::<f32>() < 1e-6);
+    /// # }
+    /// # Ok::<(), lora_core::Error>(())
+    /// ```
+    pub fn into_folded(self, rank: usize) -> Result<Self> {
+        let scaling = self.scaling();
+        let plain = self.into_plain();
+        let whole = |factor: &Param<Tensor<2>>| in_full(factor.val().without_autodiff());
+        let (a, b) = (whole(&plain.lora_a), whole(&plain.lora_b).mul_scalar(scaling));
+        let ([d_input, own], [rows, d_output]) = (a.dims(), b.dims());
+        if own != rows {
+            return Err(Error::setting(
+                "adapter",
+                "one whose B has a row for each column of A",
+                format!("{own} columns and {rows} rows, as a grouped convolution has them"),
+            ));
+        }
+        if rank < own {
+            return Err(Error::setting("rank", format!("at least {own}, the adapter's own"), rank));
+        }
+        let zeros = |rows, columns| Tensor::zeros([rows, columns], (&a.device(), a.dtype()));
+        let (lora_a, lora_b) = match rank - own {
+            0 => (a, b),
+            more => {
+                let (beside, below) = (zeros(d_input, more), zeros(more, d_output));
+                (Tensor::cat(vec![a, beside], 1), Tensor::cat(vec![b, below], 0))
+            }
+        };
+        let bias = |bias: Param<Tensor<1>>| {
+            Param::from_tensor(in_full(bias.val().without_autodiff()).mul_scalar(scaling))
+        };
+        Ok(Self {
+            lora_bias: plain.lora_bias.map(bias),
+            magnitude: plain.magnitude,
+            base_bias: plain.base_bias,
+            ..Self::unchecked(lora_a, lora_b, rank as f64, Scaling::AlphaOverRank)
+        })
+    }
+
     /// The dense update of the weight, scaling · A·B, `[d_input, d_output]` in f32 (f64 for an f64
     /// adapter) and without autodiff. DoRA's magnitudes are not in it: they act on the whole weight.
     ///

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::portable::{PortabilityProblem, sentences as portability_sentences};
 use crate::problem::{ConfigProblem, sentences};
 
 /// The result of this crate's fallible functions.
@@ -260,6 +261,13 @@ pub enum ErrorKind {
     OtherBase {
         /// The adapter's folder.
         path: PathBuf,
+    },
+    /// Adapters that some readers of their files cannot read, or would read as another function; nothing
+    /// was written.
+    #[error("{}", portability_sentences(problems))]
+    NotPortable {
+        /// Every rule that is broken.
+        problems: Vec<PortabilityProblem>,
     },
     /// An adapter's tensors do not fit the model; nothing was changed.
     #[error("{path}: the adapter does not fit the model: {}; was it made for another?", first_few(problems, "; "), path = path.display())]

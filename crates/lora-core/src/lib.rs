@@ -30,6 +30,7 @@ extern crate self as lora_core;
 
 mod adapter;
 mod audit;
+mod burn_lora;
 mod combination;
 mod combine;
 mod config;
@@ -41,11 +42,13 @@ mod frozen;
 mod init;
 mod inject;
 mod layer;
+mod learning_rates;
 mod linalg;
 mod linear;
 mod merge;
 mod ops;
 mod peft;
+mod portable;
 mod problem;
 mod replacement;
 mod samples;
@@ -70,13 +73,18 @@ pub use frozen::{FrozenLayer, FrozenLinear, LayerKind, Weights};
 pub use init::Init;
 pub use inject::{AdaptedLayer, InjectReport, ReplacedValues, UnadaptedLayer, inject};
 pub use layer::{Adaptable, AdaptableLayer, Adaptation, LoraLayer, ReplacedLayer, Rounding};
+pub use learning_rates::LearningRates;
 pub use linear::{AdaptableLinear, LoraLinear};
 pub use lora_derive::VisitLora;
 pub use merge::{MergeReport, MergedLayer, merge, unmerge};
 pub use ops::lora_linear;
 pub use peft::{
     AdapterInfo, LoadOptions, LoadReport, load_adapter, load_adapter_with, merge_checkpoint,
-    read_adapter, read_adapter_config, read_adapter_info, save_adapter, write_folder,
+    read_adapter, read_adapter_config, read_adapter_info, save_adapter, write_file, write_folder,
+};
+pub use portable::{
+    PortabilityProblem, PortabilityRule, PortableReport, Reader, check_config_for, check_model_for,
+    check_written_for, read_mlx_adapter, save_mlx_adapter, save_portable,
 };
 pub use problem::ConfigProblem;
 pub use replacement::{Replacement, TokenRows};

@@ -2,6 +2,7 @@
 
 use burn::module::Module;
 
+use crate::adapter::LoraAdapter;
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::frozen;
 use crate::inject::InjectReport;
@@ -33,6 +34,13 @@ pub struct AdapterSet {
 }
 
 impl AdapterSet {
+    /// Adapters by the paths of their layers, such as a file holds; [`attach`](Self::attach) checks
+    /// whether they fit a model.
+    pub fn from_adapters(adapters: impl IntoIterator<Item = (String, LoraAdapter)>) -> Self {
+        let entry = |(path, adapter)| (path, Adaptation::LowRank(adapter));
+        Self { entries: adapters.into_iter().map(entry).collect() }
+    }
+
     pub(crate) fn from_entries(entries: Vec<(String, Adaptation)>) -> Self {
         Self { entries }
     }

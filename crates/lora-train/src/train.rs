@@ -2,8 +2,10 @@
 
 use std::time::Instant;
 
+use burn::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrScheduler};
+use burn::module::ParamGroup;
 use burn::optim::{AdamWConfig, GradientsParams};
-use lora_core::audit_gradients;
+use lora_core::{LearningRates, audit_gradients};
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Batch, Batches, SplitData};
@@ -25,6 +27,10 @@ pub struct TrainConfig {
     pub schedule: Schedule,
     /// Steps in which the learning rate rises to its peak.
     pub warmup: usize,
+    /// B, the up matrix of an adapter, learns so many times as fast as everything else: LoRA+
+    /// ([`LearningRates`] says why). 1: as fast.
+    #[serde(default = "one")]
+    pub lora_plus_ratio: f64,
     /// AdamW's decay of every trained value, a fraction of it for each unit of learning rate.
     pub weight_decay: f64,
     /// The held-out loss is measured after every so many steps, and after the last; 0: there only.
@@ -52,6 +58,10 @@ impl TrainConfig {
             let found = self.weight_decay;
             return Err(Error::settings("weight decay", "a finite number of at least 0", found));
         }
+        if !(self.lora_plus_ratio.is_finite() && self.lora_plus_ratio > 0.0) {
+            let found = self.lora_plus_ratio;
+            return Err(Error::settings("lora_plus_ratio", "a finite number above 0", found));
+        }
         if self.batch > rows {
             let expected = format!("at most the {rows} rows to train on");
             return Err(Error::settings("batch", expected, self.batch));
@@ -64,6 +74,18 @@ impl TrainConfig {
     }
 }
 
+fn one() -> f64 {
+    1.0
+}
+
+/// The rates of one step, as the optimiser takes them. Without a ratio there is one rate and no group.
+fn rates(rates: LearningRates, lora_b: &ParamGroup) -> ModuleLearningRate {
+    if rates.lora_b() == rates.base() {
+        return rates.base().into();
+    }
+    ModuleLrScheduler::new(rates.base()).with_group(lora_b.clone(), rates.lora_b()).step()
+}
+
 /// What one step did.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct StepReport {
@@ -71,7 +93,7 @@ pub struct StepReport {
     pub step: usize,
     /// Mean loss over the step's trained tokens before the step, in nats.
     pub loss: f64,
-    /// The step's learning rate.
+    /// The step's learning rate; B's is [`TrainConfig::lora_plus_ratio`] times it.
     pub learning_rate: f64,
     /// Tokens of the batch, prompts included, padding not.
     pub tokens: usize,
@@ -105,6 +127,8 @@ pub fn train<M: CausalLm>(
     let mut optimizer =
         AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(config.weight_decay as f32).init();
 
+    let lora_b = LearningRates::lora_b_parameters(&model);
+
     for step in 1..=config.steps {
         let start = Instant::now();
         let indices = batches.next().expect("batches never end");
@@ -126,7 +150,8 @@ pub fn train<M: CausalLm>(
         let gradients = GradientsParams::from_grads(gradients, &model);
         let learning_rate =
             config.schedule.learning_rate(config.learning_rate, step, config.steps, config.warmup);
-        model = optimizer.step(learning_rate, model, gradients);
+        let both = LearningRates::new(learning_rate, config.lora_plus_ratio)?;
+        model = optimizer.step(rates(both, &lora_b), model, gradients);
         let seconds = start.elapsed().as_secs_f64();
 
         let due = step == config.steps || (config.eval_every > 0 && step % config.eval_every == 0);

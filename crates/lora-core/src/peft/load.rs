@@ -473,7 +473,12 @@ fn is_copy(tensors: &SafeTensors<'_>, one: &str, other: &str) -> bool {
     }
 }
 
-fn read_tensor(tensors: &SafeTensors<'_>, key: &str, shape: &[usize]) -> Result<Vec<f32>, String> {
+/// A tensor of a file in f32, or one line about what is wrong with it.
+pub(crate) fn read_tensor(
+    tensors: &SafeTensors<'_>,
+    key: &str,
+    shape: &[usize],
+) -> Result<Vec<f32>, String> {
     let tensor = tensors.tensor(key).map_err(|_| format!("{key} is missing"))?;
     if tensor.shape() != shape {
         return Err(format!("{key}: expected shape {shape:?}, found {:?}", tensor.shape()));

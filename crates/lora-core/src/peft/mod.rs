@@ -36,10 +36,12 @@ mod save;
 
 pub use checkpoint::merge_checkpoint;
 pub use config::{AdapterInfo, read_adapter_config, read_adapter_info};
+pub(crate) use load::read_tensor;
 pub use load::{LoadOptions, LoadReport, load_adapter, load_adapter_with, read_adapter};
-pub use save::{save_adapter, write_folder};
+pub(crate) use save::{NamedBytes, adapter_files, safetensors_file, to_host};
+pub use save::{save_adapter, write_file, write_folder};
 
-const CONFIG_FILE: &str = "adapter_config.json";
+pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 /// What PEFT wrote before, which can hold programs and is not read.

@@ -35,34 +35,56 @@ pub fn save_adapter<M: VisitLora>(
     folder: impl AsRef<Path>,
     info: &AdapterInfo,
 ) -> Result<()> {
-    let folder = folder.as_ref();
+    let files = adapter_files(model, info, Ok)?;
+    let files: Vec<(&str, &[u8])> =
+        files.iter().map(|(name, bytes)| (*name, bytes.as_slice())).collect();
+    write_folder(folder.as_ref(), &files)
+}
+
+/// A mixed batch is no adapter of its own.
+fn check_unmixed<M: VisitLora>(model: &M) -> Result<()> {
     let mut mixed = None;
     model.visit_lora("", &mut |path, layer| {
         if layer.is_mixed() {
             mixed.get_or_insert_with(|| path.to_owned());
         }
     });
-    if let Some(path) = mixed {
-        return Err(ErrorKind::MixedBatch { path }.into());
-    }
-    let layers = layers(model);
+    mixed.map_or(Ok(()), |path| Err(ErrorKind::MixedBatch { path }.into()))
+}
+
+/// The two files of an adapter's folder, each low-rank adapter in its plain form and then in the one
+/// that `form` gives it.
+pub(crate) fn adapter_files<M: VisitLora>(
+    model: &M,
+    info: &AdapterInfo,
+    form: impl Fn(LoraAdapter) -> Result<LoraAdapter>,
+) -> Result<[(&'static str, Vec<u8>); 2]> {
+    check_unmixed(model)?;
+    let layers = layers(model, form)?;
     let config = describe(&layers)?;
     let json = serde_json::to_string_pretty(&to_json(&config, info))
         .expect("a value of strings and finite numbers is always JSON");
     let tensors = tensors(&layers)?;
-    let views = tensors.iter().map(|(key, shape, bytes)| {
-        let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
-        (key, view.expect("the bytes were made for the shape"))
-    });
     let adapted = layers.iter().filter(|layer| layer.adaptation.is_some());
     let paths: Vec<&str> = adapted.map(|layer| layer.path.as_str()).collect();
     let metadata = HashMap::from([
         ("format".to_owned(), "pt".to_owned()),
         (FINGERPRINT.to_owned(), fingerprint(model, &paths)),
     ]);
-    let weights = safetensors::serialize(views, Some(metadata))
-        .expect("keys are distinct and lengths fit their shapes");
-    write_folder(folder, &[(CONFIG_FILE, json.as_bytes()), (WEIGHTS_FILE, &weights)])
+    Ok([(CONFIG_FILE, json.into_bytes()), (WEIGHTS_FILE, safetensors_file(&tensors, metadata))])
+}
+
+/// The bytes of a safetensors file of f32 tensors.
+pub(crate) fn safetensors_file(
+    tensors: &[NamedBytes],
+    metadata: HashMap<String, String>,
+) -> Vec<u8> {
+    let views = tensors.iter().map(|(key, shape, bytes)| {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
+        (key, view.expect("the bytes were made for the shape"))
+    });
+    safetensors::serialize(views, Some(metadata))
+        .expect("keys are distinct and lengths fit their shapes")
 }
 
 /// A layer as the file sees it.
@@ -72,16 +94,25 @@ struct Layer {
     adaptation: Option<Adaptation>,
 }
 
-fn layers<M: VisitLora>(model: &M) -> Vec<Layer> {
-    let mut layers = Vec::new();
+fn layers<M: VisitLora>(
+    model: &M,
+    form: impl Fn(LoraAdapter) -> Result<LoraAdapter>,
+) -> Result<Vec<Layer>> {
+    let (mut layers, mut failure) = (Vec::new(), None);
     model.visit_lora("", &mut |path, layer| {
-        let adaptation = layer.adaptation().map(|adaptation| match adaptation {
-            Adaptation::LowRank(adapter) => Adaptation::LowRank(adapter.into_plain()),
+        let adaptation = match layer.adaptation() {
+            Some(Adaptation::LowRank(adapter)) => match form(adapter.into_plain()) {
+                Ok(adapter) => Some(Adaptation::LowRank(adapter)),
+                Err(error) => {
+                    failure.get_or_insert_with(|| error.at(path));
+                    None
+                }
+            },
             other => other,
-        });
+        };
         layers.push(Layer { path: path.to_owned(), slot: Slot::of(layer), adaptation });
     });
-    layers
+    failure.map_or(Ok(layers), Err)
 }
 
 /// The config that describes the adapters that the model has.
@@ -199,7 +230,8 @@ fn most_common<T: PartialEq + Copy>(values: impl Iterator<Item = T> + Clone) -> 
     best.expect("the caller has at least one adapter").0
 }
 
-type NamedBytes = (String, Vec<usize>, Vec<u8>);
+/// A tensor's key, shape and bytes.
+pub(crate) type NamedBytes = (String, Vec<usize>, Vec<u8>);
 
 fn tensors(layers: &[Layer]) -> Result<Vec<NamedBytes>> {
     let mut tensors = Vec::new();
@@ -250,12 +282,13 @@ fn tensors(layers: &[Layer]) -> Result<Vec<NamedBytes>> {
     Ok(tensors)
 }
 
-fn to_host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+pub(crate) fn to_host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     let data = tensor.without_autodiff().cast(DType::F32).into_data();
     data.try_to_vec().expect("the tensor was just cast to f32")
 }
 
 /// Writes a new folder, all files of it or nothing: into a hidden sibling folder, synced, then renamed.
+/// A file's name may hold a folder's: `mlx/adapters.safetensors`.
 ///
 /// # Errors
 /// When the folder exists already or cannot be written.
@@ -288,7 +321,28 @@ pub(super) fn write_new_folder(
     written
 }
 
+/// Writes a new file, whole or not at all: beside it under a hidden name, synced, then renamed.
+///
+/// # Errors
+/// When the file exists already or cannot be written.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    if path.exists() {
+        return Err(ErrorKind::Exists { path: path.to_owned() }.into());
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let sibling = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    let written = write(&sibling, bytes)
+        .and_then(|()| fs::rename(&sibling, path).map_err(|source| Error::io(path, source)));
+    if written.is_err() {
+        let _ = fs::remove_file(&sibling); // the first failure is what the caller must see
+    }
+    written
+}
+
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
+    }
     let mut file = File::create(path).map_err(|source| Error::io(path, source))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|source| Error::io(path, source))
 }

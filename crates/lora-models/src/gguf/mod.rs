@@ -1,4 +1,4 @@
-//! GGUF in: llama.cpp's single-file format, read as a Hugging Face checkpoint.
+//! GGUF: llama.cpp's single-file format, read as a Hugging Face checkpoint; adapters in and out.
 //!
 //! The way of the data: **header** (`header.rs`: counts, keys, tensor places; every number checked
 //! before it is believed) -> **file** (`reader.rs`: [`GgufFile`], its keys and its bytes) ->
@@ -6,6 +6,9 @@
 //! Hugging Face's) -> **weights** (`weights.rs`: [`WeightSource`](crate::WeightSource), with the
 //! rows of q and k put back in Hugging Face's order). Beside it: the sizes (`config.rs`) and the
 //! tokenizer (`tokenizer.rs`), from the keys (`value.rs`).
+//!
+//! Out: **writer** (`writer.rs`: the bytes of any GGUF file) and, for both ways, **adapter**
+//! (`adapter.rs`: what llama.cpp's adapter files hold).
 //!
 //! # Format
 //!
@@ -22,6 +25,7 @@
 //! A string is a u64 length and that many UTF-8 bytes; an array is a u32 element type, a u64 length
 //! and the elements.
 
+mod adapter;
 mod blocks;
 mod config;
 mod header;
@@ -31,10 +35,9 @@ mod tokenizer;
 mod value;
 mod weights;
 
-#[cfg(test)]
-#[allow(dead_code, reason = "tests/gguf.rs includes it too; each side uses a part")]
 mod writer;
 
+pub use adapter::{read_gguf_adapter, save_gguf_adapter};
 pub use reader::GgufFile;
 pub use tokenizer::TokenizerParts;
 pub use value::Value;

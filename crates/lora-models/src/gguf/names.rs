@@ -1,7 +1,7 @@
 //! llama.cpp's tensor names and the Hugging Face names of the same tensors.
 
-/// A tensor's Hugging Face name and the order of its rows in the GGUF file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A tensor's name on the other side and the order of its rows in the GGUF file.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Naming {
     /// Such as `model.layers.0.self_attn.q_proj.weight`.
     pub(super) name: String,
@@ -9,7 +9,7 @@ pub(super) struct Naming {
 }
 
 /// Whose rows these are; llama.cpp reorders the rows of q and k of some models.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rows {
     /// Rows of query heads.
     Query,
@@ -55,6 +55,18 @@ pub(super) fn hugging_face(name: &str) -> Option<Naming> {
     Some(Naming { name: format!("model.layers.{block}.{hf}.{kind}"), rows: *rows })
 }
 
+/// llama.cpp's name of the Hugging Face tensor `name`, or `None` for a tensor not in the tables.
+pub(super) fn llama_cpp(name: &str) -> Option<Naming> {
+    let (module, kind) = name.rsplit_once('.')?;
+    if let Some((gguf, _)) = MODEL.iter().find(|(_, hf)| *hf == module) {
+        return Some(Naming { name: format!("{gguf}.{kind}"), rows: Rows::Other });
+    }
+    let (number, module) = module.strip_prefix("model.layers.")?.split_once('.')?;
+    let block: u32 = number.parse().ok()?;
+    let (gguf, _, rows) = BLOCK.iter().find(|(_, hf, _)| *hf == module)?;
+    Some(Naming { name: format!("blk.{block}.{gguf}.{kind}"), rows: *rows })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +89,8 @@ mod tests {
         ];
         for (gguf, hf) in pairs {
             assert_eq!(hugging_face(gguf).map(|naming| naming.name).as_deref(), Some(hf), "{gguf}");
+            let back = llama_cpp(hf).unwrap();
+            assert_eq!((back.name.as_str(), back.rows), (gguf, hugging_face(gguf).unwrap().rows));
         }
     }
 

@@ -69,7 +69,7 @@ impl GgufFile {
 ///
 /// # Shapes
 /// `data`: `[n_rows, ..]`, row-major; `n_rows` is a multiple of `head_dim`, and `head_dim` is even.
-fn halved_rows(data: &[f32], n_rows: usize, head_dim: usize) -> Vec<f32> {
+pub(super) fn halved_rows(data: &[f32], n_rows: usize, head_dim: usize) -> Vec<f32> {
     let width = data.len() / n_rows; // 1 for a bias
     let mut halved = Vec::with_capacity(data.len());
     for head in data.chunks_exact(head_dim * width) {
@@ -82,29 +82,33 @@ fn halved_rows(data: &[f32], n_rows: usize, head_dim: usize) -> Vec<f32> {
     halved
 }
 
+/// The other way: the rows of each head from halves into pairs, as llama.cpp's `permute`
+/// (convert_hf_to_gguf.py) lays them: `reshape(heads, 2, head_dim/2, width)`, `swapaxes(1, 2)`.
+///
+/// # Shapes
+/// As [`halved_rows`].
+pub(super) fn paired_rows(data: &[f32], n_rows: usize, head_dim: usize) -> Vec<f32> {
+    let width = data.len() / n_rows;
+    let mut paired = Vec::with_capacity(data.len());
+    for head in data.chunks_exact(head_dim * width) {
+        let (first, second) = head.split_at(head_dim / 2 * width);
+        for (one, other) in first.chunks_exact(width).zip(second.chunks_exact(width)) {
+            paired.extend_from_slice(one);
+            paired.extend_from_slice(other);
+        }
+    }
+    paired
+}
+
 #[cfg(test)]
 mod tests {
-    use super::halved_rows;
-
-    /// llama.cpp's `permute` (convert_hf_to_gguf.py): `reshape(heads, 2, head_dim/2, width)`,
-    /// `swapaxes(1, 2)`, `reshape(rows, width)`.
-    fn paired_rows(data: &[f32], n_rows: usize, head_dim: usize) -> Vec<f32> {
-        let width = data.len() / n_rows;
-        let mut paired = vec![0.0; data.len()];
-        for row in 0..n_rows {
-            let (head, j, i) =
-                (row / head_dim, row % head_dim / (head_dim / 2), row % (head_dim / 2));
-            let to = head * head_dim + 2 * i + j;
-            paired[to * width..(to + 1) * width]
-                .copy_from_slice(&data[row * width..(row + 1) * width]);
-        }
-        paired
-    }
+    use super::{halved_rows, paired_rows};
 
     #[test]
     fn pairs_become_halves() {
         // One head of six rows: the file has 0 3 1 4 2 5 for Hugging Face's 0 1 2 3 4 5.
         assert_eq!(halved_rows(&[0., 3., 1., 4., 2., 5.], 6, 6), [0., 1., 2., 3., 4., 5.]);
+        assert_eq!(paired_rows(&[0., 1., 2., 3., 4., 5.], 6, 6), [0., 3., 1., 4., 2., 5.]);
         // Two heads of four rows, two columns.
         let file: Vec<f32> =
             [0, 2, 1, 3, 4, 6, 5, 7].iter().flat_map(|&r| [r as f32, r as f32 + 0.5]).collect();

@@ -1,6 +1,4 @@
-//! A tiny GGUF writer for tests; also writes what a reader must refuse.
-
-use std::io::Write;
+//! The bytes of a GGUF file. Tests also write with it what a reader must refuse.
 
 const ALIGNMENT: usize = 32;
 
@@ -8,6 +6,7 @@ const ALIGNMENT: usize = 32;
 pub trait Field {
     /// The number that stands for the type in a file.
     const TYPE: u32;
+    /// Appends the value's bytes.
     fn write(&self, bytes: &mut Vec<u8>);
 }
 
@@ -76,7 +75,7 @@ impl<T: Field + ?Sized> Field for &T {
 }
 
 /// A file in the making.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Writer {
     n_keys: u64,
     keys: Vec<u8>,
@@ -86,10 +85,12 @@ pub struct Writer {
 }
 
 impl Writer {
+    /// A file without keys and tensors.
     pub fn new() -> Self {
         Self::default()
     }
 
+    /// A key with a typed value.
     pub fn key<T: Field>(self, key: &str, value: T) -> Self {
         let mut payload = Vec::new();
         value.write(&mut payload);
@@ -113,6 +114,7 @@ impl Writer {
         self.raw_tensor(name, type_id, shape, offset)
     }
 
+    /// A tensor of `shape`, outermost first, in f32.
     pub fn f32s(self, name: &str, shape: &[u64], values: &[f32]) -> Self {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         self.tensor(name, 0, shape, &bytes)
@@ -129,7 +131,15 @@ impl Writer {
         self
     }
 
-    /// The bytes of the file.
+    /// The bytes of the file, padded to the alignment as ggml's own writer and its reader of whole
+    /// files have it.
+    pub fn finish_padded(self) -> Vec<u8> {
+        let mut bytes = self.finish();
+        bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
+        bytes
+    }
+
+    /// The bytes of the file up to the last one that means something.
     pub fn finish(self) -> Vec<u8> {
         let mut bytes = b"GGUF".to_vec();
         3_u32.write(&mut bytes);
@@ -142,14 +152,18 @@ impl Writer {
         bytes
     }
 
+    #[cfg(test)]
     /// The file itself, gone when the value is dropped.
     pub fn write(self) -> tempfile::NamedTempFile {
         on_disk(&self.finish())
     }
 }
 
+#[cfg(test)]
 /// `bytes` as a file, gone when the value is dropped.
 pub fn on_disk(bytes: &[u8]) -> tempfile::NamedTempFile {
+    use std::io::Write;
+
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(bytes).unwrap();
     file

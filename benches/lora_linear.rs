@@ -47,6 +47,7 @@ enum Pass {
 }
 
 /// A layer under measurement.
+#[allow(clippy::large_enum_variant)] // one of them lives at a time
 enum Layer {
     Frozen(FrozenLinear),
     Lora(LoraLinear),

@@ -14,7 +14,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use lora_core::{
     AdaptableConv1d, AdaptableConv2d, AdaptableEmbedding, AdaptableLinear, AdapterInfo, ErrorKind,
     LoadOptions, LoadReport, VisitLora, load_adapter, load_adapter_with, merge, save_adapter,
-    unmerge,
+    unmerge, write_folder,
 };
 use lora_models::{Decoder, SaveDtype, save_folder};
 use tiny::{
@@ -334,7 +334,10 @@ fn adapters_of_a_net_of_convolutions_have_the_outputs_of_peft() {
     }
 }
 
-/// `peft_plain` with its keys in another form.
+/// A key in another form.
+type Rename<'a> = &'a dyn Fn(&str) -> String;
+
+/// An adapter with its keys in another form.
 fn renamed(case: &str, rename: impl Fn(&str) -> String) -> tempfile::TempDir {
     let folder = copy_adapter(case);
     change_tensors(folder.path(), |tensors| {
@@ -360,7 +363,7 @@ fn keys_of_older_and_other_writers_are_read() {
                 false => key,
             }
         };
-        let forms: [(&str, &dyn Fn(&str) -> String); 4] = [
+        let forms: [(&str, Rename); 4] = [
             ("the adapter's name", &with_name),
             ("no prefix", &|key| key.replacen("base_model.model.", "", 1)),
             ("a compiled model", &|key| {
@@ -485,4 +488,31 @@ fn embeddings_that_peft_adds_for_a_changed_vocabulary_must_be_the_models() {
     let expected =
         "base_model.model.model.embed_tokens.weight is not this model's weight: they differ by ";
     assert!(error.contains(expected), "{error}");
+}
+
+#[test]
+fn a_folder_is_written_whole_or_not_at_all() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("adapter");
+    // What a save that was interrupted left behind.
+    let sibling = temp.path().join(format!(".adapter.{}.tmp", std::process::id()));
+    std::fs::create_dir(&sibling).unwrap();
+    std::fs::write(sibling.join("half"), "a file").unwrap();
+    write_folder(&folder, &[("whole", b"x")]).unwrap();
+    let names = |folder: &Path| -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    assert_eq!(names(&folder), ["whole"]);
+    assert_eq!(names(temp.path()), ["adapter"]);
+
+    let error = write_folder(&folder, &[("other", b"y")]).unwrap_err().to_string();
+    let expected = "exists already; choose another folder or remove it";
+    assert!(error.contains(expected), "{error}");
+    assert_eq!(names(&folder), ["whole"], "as it was");
+
+    // The second file cannot be written, and the first goes with it.
+    let error = write_folder(&temp.path().join("new"), &[("one", b"x"), ("no/such", b"y")]);
+    assert!(matches!(error.unwrap_err().kind(), ErrorKind::Io { .. }));
+    assert_eq!(names(temp.path()), ["adapter"]);
 }

@@ -47,6 +47,7 @@ enum Pass {
 }
 
 /// A layer under measurement.
+#[allow(clippy::large_enum_variant)] // a handful of layers
 enum Layer {
     Frozen(FrozenLinear),
     Lora(LoraLinear),

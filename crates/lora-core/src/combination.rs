@@ -172,7 +172,7 @@ impl fmt::Display for CombineReport {
 /// assert_eq!(report.layers[0].rank, Some(5));
 /// let (small, report) = both.recompress(2)?;
 /// println!("{report}");
-/// let (model, _) = small.attach(model)?;
+/// let (_model, _) = small.attach(model)?;
 /// # }
 /// # Ok::<(), lora_core::Error>(())
 /// ```

@@ -23,7 +23,7 @@ use crate::visit::VisitLora;
 ///
 /// let set = AdapterSet::detach(&mut model);
 /// assert_eq!(set.paths().collect::<Vec<_>>(), ["0"]);
-/// let (model, report) = set.attach(model)?;
+/// let (_, report) = set.attach(model)?;
 /// assert_eq!(report.adapted.len(), 1);
 /// # }
 /// # Ok::<(), lora_core::Error>(())

@@ -365,7 +365,7 @@ fn a_rank_that_no_memory_could_hold() {
 fn a_config_for_another_model() {
     let message = with_field("target_modules", json!(["query_key_value"]));
     let expected = format!(
-        "{CONFIG}target_modules: 'query_key_value' matches no linear layer of this model; the nearest names are "
+        "{CONFIG}target_modules: 'query_key_value' matches no layer of this model; the nearest names are "
     );
     assert!(message.starts_with(&expected), "{message}");
     assert!(message.ends_with("; was it made for another model?"), "{message}");

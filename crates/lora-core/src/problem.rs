@@ -161,22 +161,22 @@ impl ConfigProblem {
                 format!("{setting}: '{entry}' cannot be used as a regular expression: {reason}")
             }
             Self::NoMatch { setting, entry, nearest } if nearest.is_empty() => format!(
-                "{setting}: '{entry}' matches no linear layer of this model; \
-                 the model has no adaptable linear layer"
+                "{setting}: '{entry}' matches no layer of this model; \
+                 the model has no adaptable layer"
             ),
             Self::NoMatch { setting, entry, nearest } => format!(
-                "{setting}: '{entry}' matches no linear layer of this model; \
+                "{setting}: '{entry}' matches no layer of this model; \
                  the nearest names are {}",
                 shown(nearest)
             ),
             Self::HoldsLayers { setting, entry, layers } => format!(
-                "{setting}: '{entry}' matches no linear layer of this model, but a part of it; \
+                "{setting}: '{entry}' matches no layer of this model, but a part of it; \
                  name the layers in it: {}",
                 // All of them at any length: who copies a part of the list adapts less than meant.
                 layers.join(", ")
             ),
             Self::PatternNoMatch { setting, entry, example } => format!(
-                "{setting}: the pattern '{entry}' matches no linear layer of this model; \
+                "{setting}: the pattern '{entry}' matches no layer of this model; \
                  it must match a whole path, such as {example}"
             ),
             Self::AllLeftOut { entry, by } => format!(

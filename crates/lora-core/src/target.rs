@@ -600,7 +600,7 @@ mod tests {
         assert_eq!(chosen(&pattern("lm|lm_head")), [8]);
         says(
             &pattern("k_proj"),
-            "target_modules: the pattern 'k_proj' matches no linear layer of this model; it must \
+            "target_modules: the pattern 'k_proj' matches no layer of this model; it must \
              match a whole path, such as model.layers.0.self_attn.k_proj",
         );
     }
@@ -635,36 +635,36 @@ mod tests {
     fn an_entry_that_matches_nothing_is_told_even_if_others_match() {
         says(
             &names(&["q_proj", "k_porj", "k_porj"]),
-            "target_modules: 'k_porj' matches no linear layer of this model; the nearest names are \
+            "target_modules: 'k_porj' matches no layer of this model; the nearest names are \
              k_proj, q_proj, up_proj, xq_proj, lm_head",
         );
         says(
             &names(&["q_proj", "mlp.up_porj"]),
-            "target_modules: 'mlp.up_porj' matches no linear layer of this model; the nearest \
+            "target_modules: 'mlp.up_porj' matches no layer of this model; the nearest \
              names are mlp.up_proj, lm_head, self_attn.k_proj, self_attn.q_proj, self_attn.xq_proj",
         );
         says(
             &names(&["q_proj", "self_attn"]),
-            "target_modules: 'self_attn' matches no linear layer of this model, but a part of it; \
+            "target_modules: 'self_attn' matches no layer of this model, but a part of it; \
              name the layers in it: q_proj, k_proj, xq_proj",
         );
         let mut config = names(&["q_proj"]);
         config.exclude_modules = Some(ExcludeModules::names(["lm_haed"]));
         says(
             &config,
-            "exclude_modules: 'lm_haed' matches no linear layer of this model; the nearest names \
+            "exclude_modules: 'lm_haed' matches no layer of this model; the nearest names \
              are lm_head, k_proj, q_proj, up_proj, xq_proj",
         );
         config.exclude_modules = Some(ExcludeModules::Pattern("lm".to_owned()));
         says(
             &config,
-            "exclude_modules: the pattern 'lm' matches no linear layer of this model; it must \
+            "exclude_modules: the pattern 'lm' matches no layer of this model; it must \
              match a whole path, such as lm_head",
         );
         let nothing = LoraConfig::new(8, 16.0).select::<&str>(&[], None);
         assert_eq!(
             nothing.into_result().unwrap_err().to_string(),
-            "target_modules: 'all-linear' matches no linear layer of this model; the model has no \
+            "target_modules: 'all-linear' matches no layer of this model; the model has no \
              adaptable linear layer"
         );
     }
@@ -762,7 +762,7 @@ mod tests {
         config.alpha_pattern = keys(&[(r"^mlp\.up_porj$", 4.0)]);
         says(
             &config,
-            r"alpha_pattern: '^mlp\.up_porj$' matches no linear layer of this model; the nearest names are mlp.up_proj, lm_head, self_attn.k_proj, self_attn.q_proj, self_attn.xq_proj",
+            r"alpha_pattern: '^mlp\.up_porj$' matches no layer of this model; the nearest names are mlp.up_proj, lm_head, self_attn.k_proj, self_attn.q_proj, self_attn.xq_proj",
         );
     }
 
@@ -805,9 +805,9 @@ mod tests {
         says(
             &config,
             "7 problems in the settings: \
-             (1) target_modules: 'q_porj' matches no linear layer of this model; the nearest names \
+             (1) target_modules: 'q_porj' matches no layer of this model; the nearest names \
              are q_proj, k_proj, xq_proj; \
-             (2) exclude_modules: 'lm_haed' matches no linear layer of this model; the nearest \
+             (2) exclude_modules: 'lm_haed' matches no layer of this model; the nearest \
              names are lm_head, k_proj, q_proj; \
              (3) layers_to_transform: this model has no layer 30-31; it has 0-2; \
              (4) alpha_pattern: '(' cannot be used as a regular expression: unclosed group; \

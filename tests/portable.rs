@@ -375,3 +375,48 @@ fn every_broken_rule_of_a_model_is_told_and_nothing_is_written() {
     let none = save_portable(&base(), temp.path().join("a"), &info, &Reader::ALL).unwrap_err();
     assert!(none.to_string().contains("a model with adapters"), "{none}");
 }
+
+/// Whatever happened to a file, reading it answers, and what it takes is finite.
+#[test]
+fn damaged_adapter_files_are_answered_without_panic() {
+    let model = base();
+    let temp = tempfile::tempdir().unwrap();
+    let finite = |set: AdapterSet| {
+        for (path, adaptation) in set.iter() {
+            let lora_core::Adaptation::LowRank(adapter) = adaptation else { panic!("{path}") };
+            for factor in [&adapter.lora_a, &adapter.lora_b] {
+                assert!(factor.val().is_finite().all().into_scalar::<bool>(), "{path}");
+            }
+        }
+    };
+    let file = temp.path().join("adapter.gguf");
+    let bytes = fs::read(golden("gguf_adapter/adapter.gguf")).unwrap();
+    for place in (0..700).step_by(3).chain((700..bytes.len()).step_by(97)) {
+        for flip in [0x01, 0x80, 0xff] {
+            let mut damaged = bytes.clone();
+            damaged[place] ^= flip;
+            fs::write(&file, damaged).unwrap();
+            let _ = read_gguf_adapter(&model, &file).map(finite);
+        }
+        fs::write(&file, &bytes[..place]).unwrap();
+        assert!(read_gguf_adapter(&model, &file).is_err(), "cut at {place}");
+    }
+
+    let folder = temp.path().join("mlx");
+    let (small, _) = load_adapter(base(), golden("peft_gaussian_regex")).unwrap();
+    save_mlx_adapter(&small, &folder, &AdapterInfo::default()).unwrap();
+    for name in ["adapters.safetensors", "adapter_config.json"] {
+        let bytes = fs::read(folder.join(name)).unwrap();
+        for place in (0..bytes.len()).step_by(if name.ends_with("json") { 1 } else { 13 }) {
+            let mut damaged = bytes.clone();
+            damaged[place] ^= 0x80;
+            fs::write(folder.join(name), damaged).unwrap();
+            let _ = read_mlx_adapter(&model, &folder).map(finite);
+            fs::write(folder.join(name), &bytes[..place]).unwrap();
+            assert!(read_mlx_adapter(&model, &folder).is_err(), "{name} cut at {place}");
+        }
+        fs::write(folder.join(name), &bytes).unwrap();
+    }
+    let set = read_mlx_adapter(&model, &folder).unwrap();
+    assert!(apart(&logits(&attached(set)), &logits(&small)) <= 1e-5);
+}

@@ -18,6 +18,9 @@
 //! trains as any Burn module; [`save_adapter`] writes A and B in PEFT's format and [`load_adapter`]
 //! reads them; [`merge`] folds them into the weights. One layer alone: [`LoraLinear::wrap`].
 //!
+//! The pages of the [`guide`] say more: a model of one's own, target rules and their messages, variants,
+//! starting values, merging, files.
+//!
 //! No backend is compiled in by default: turn on `flex` (pure Rust, CPU), `ndarray`, `tch`, `wgpu`,
 //! `vulkan`, `metal` or `cuda`, and choose the device at run time.
 
@@ -36,6 +39,8 @@ mod conv;
 mod embedding;
 mod error;
 mod frozen;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 mod init;
 mod inject;
 mod layer;
@@ -79,3 +84,8 @@ pub use set::AdapterSet;
 pub use target::{ExcludeModules, Selection, TargetModules};
 pub use trainable::ParameterCount;
 pub use visit::{VisitLayer, VisitLayerMut, VisitLora, join_path};
+
+/// Its example is a test.
+#[cfg(all(doctest, feature = "flex"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

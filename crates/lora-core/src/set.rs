@@ -22,7 +22,7 @@ use crate::visit::VisitLora;
 ///
 /// let set = AdapterSet::detach(&mut model);
 /// assert_eq!(set.paths().collect::<Vec<_>>(), ["0"]);
-/// let (model, report) = set.attach(model)?;
+/// let (_model, report) = set.attach(model)?;
 /// assert_eq!(report.adapted.len(), 1);
 /// # }
 /// # Ok::<(), lora_core::Error>(())

@@ -42,7 +42,8 @@ pub struct LoraConfig {
     /// a number follows gives a layer's index. Each is a regular expression. Empty: the first number
     /// in the path with at least two names before it. Only with `layers_to_transform`.
     pub layers_pattern: Vec<String>,
-    /// Modules that train as a whole instead: neither they nor what is in them is a target.
+    /// Modules that train as a whole instead: neither they nor what is in them is a target. Each name is
+    /// a regular expression for some dotted parts of a path.
     pub modules_to_save: Vec<String>,
     /// Other ranks for some layers: the first key that matches a layer's path counts. A key is a
     /// regular expression for the end of the path, from its start or from after a dot: in `q_proj`

@@ -19,6 +19,9 @@
 //! reads them; [`merge`] folds them into the weights. One layer alone: [`LoraLinear::wrap`]. Several
 //! adapters for one model: [`AdapterSets`] switches, adds up and mixes them, [`combine`] makes one of them.
 //!
+//! The pages of the [`guide`] say more: a model of one's own, target rules and their messages, variants,
+//! starting values, merging, files.
+//!
 //! No backend is compiled in by default: turn on `flex` (pure Rust, CPU), `ndarray`, `tch`, `wgpu`,
 //! `vulkan`, `metal` or `cuda`, and choose the device at run time.
 
@@ -39,6 +42,8 @@ mod disabled;
 mod embedding;
 mod error;
 mod frozen;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 mod init;
 mod inject;
 mod layer;
@@ -94,3 +99,8 @@ pub use sets::{AdapterSets, Mixed};
 pub use target::{ExcludeModules, Selection, TargetModules};
 pub use trainable::ParameterCount;
 pub use visit::{VisitLayer, VisitLayerMut, VisitLora, join_path};
+
+/// Its example is a test.
+#[cfg(all(doctest, feature = "flex"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -37,3 +37,8 @@ pub use mlp::Mlp;
 pub use random::RandomWeights;
 pub use tokenizer::{Message, Tokenizer};
 pub use weights::{HostTensor, WeightSource};
+
+/// Its example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

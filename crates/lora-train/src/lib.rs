@@ -26,3 +26,8 @@ pub use model::CausalLm;
 pub use run::RunFolder;
 pub use schedule::Schedule;
 pub use train::{StepReport, TrainConfig, train};
+
+/// Its example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

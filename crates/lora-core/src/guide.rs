@@ -1,0 +1,19 @@
+#![doc = include_str!("../docs/guide.md")]
+
+#[doc = include_str!("../docs/own_model.md")]
+pub mod own_model {}
+
+#[doc = include_str!("../docs/targets.md")]
+pub mod targets {}
+
+#[doc = include_str!("../docs/variants.md")]
+pub mod variants {}
+
+#[doc = include_str!("../docs/starting_values.md")]
+pub mod starting_values {}
+
+#[doc = include_str!("../docs/merging.md")]
+pub mod merging {}
+
+#[doc = include_str!("../docs/peft_files.md")]
+pub mod peft_files {}

@@ -1,0 +1,98 @@
+//! The table of the guide's page about merging, measured again: what a merge into half precision costs.
+#![cfg(feature = "flex")]
+
+use burn::module::Param;
+use burn::nn::Linear;
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use lora_core::{
+    AdaptableLayer, AdaptableLinear, Adaptation, LoraAdapter, Scaling, merge, unmerge,
+};
+use rand::SeedableRng;
+use rand::rngs::Xoshiro256PlusPlus;
+use rand_distr::{Distribution, Normal};
+
+const SIZE: usize = 512;
+const RANK: usize = 8;
+
+fn normal<const D: usize>(shape: [usize; D], std: f32, seed: u64) -> Tensor<D> {
+    let rng = Xoshiro256PlusPlus::seed_from_u64(seed);
+    let values = Normal::new(0.0, std).unwrap().sample_iter(rng);
+    let values: Vec<f32> = values.take(shape.iter().product()).collect();
+    Tensor::from_data(TensorData::new(values, shape), &Device::flex())
+}
+
+fn norm(tensor: Tensor<2>) -> f64 {
+    tensor.cast(DType::F32).square().sum().sqrt().into_scalar()
+}
+
+/// What one way of merging loses of an update of norm `ratio · ‖W‖`, and the share of W's values that
+/// are others after it was undone.
+struct Cost {
+    lost: f64,
+    not_restored: f64,
+}
+
+fn layer(dtype: DType, ratio: f64) -> (AdaptableLinear, Tensor<2>, LoraAdapter) {
+    let weight = normal([SIZE, SIZE], 0.02, 1).cast(dtype);
+    let (a, b) = (normal([SIZE, RANK], 1.0, 2), normal([RANK, SIZE], 1.0, 3));
+    let factor = ratio * norm(weight.clone()) / norm(a.clone().matmul(b.clone()));
+    let b = b.mul_scalar(factor);
+    let adapter = LoraAdapter::from_tensors(a, b, RANK as f64, Scaling::AlphaOverRank).unwrap();
+    let plain = Linear { weight: Param::from_tensor(weight.clone()), bias: None };
+    let mut slot = AdaptableLinear::from(plain);
+    slot.attach(Adaptation::LowRank(adapter.clone())).unwrap();
+    (slot, weight, adapter)
+}
+
+/// As this crate does it.
+fn rounded_once(dtype: DType, ratio: f64) -> Cost {
+    let (mut slot, weight, _) = layer(dtype, ratio);
+    let report = merge(&mut slot).unwrap();
+    unmerge(&mut slot).unwrap();
+    Cost { lost: report.layers[0].rounding.lost, not_restored: differing(slot.weight(), weight) }
+}
+
+/// The product rounded, added in the weight's dtype, and subtracted again.
+fn added_in_dtype(dtype: DType, ratio: f64) -> Cost {
+    let (_, weight, adapter) = layer(dtype, ratio);
+    let update = adapter.delta_weight();
+    let rounded = update.clone().cast(dtype);
+    let merged = weight.clone() + rounded.clone();
+    let exact = weight.clone().cast(DType::F32) + update.clone();
+    let lost = norm(merged.clone().cast(DType::F32) - exact) / norm(update);
+    Cost { lost, not_restored: differing(merged - rounded, weight) }
+}
+
+fn differing(found: Tensor<2>, expected: Tensor<2>) -> f64 {
+    let differ: f64 = found.not_equal(expected).int().sum().into_scalar();
+    differ / (SIZE * SIZE) as f64
+}
+
+/// Two significant digits.
+fn percent(share: f64) -> String {
+    match 100.0 * share {
+        0.0 => "0 %".to_owned(),
+        percent if percent < 0.995 => format!("{percent:.2} %"),
+        percent if percent < 9.95 => format!("{percent:.1} %"),
+        percent => format!("{percent:.0} %"),
+    }
+}
+
+#[test]
+fn the_page_about_merging_has_these_figures() {
+    let page = include_str!("../docs/merging.md");
+    let mut missing = Vec::new();
+    for (name, dtype) in [("f32", DType::F32), ("f16", DType::F16), ("bf16", DType::BF16)] {
+        for ratio in [0.1, 0.01, 0.001] {
+            let (once, added) = (rounded_once(dtype, ratio), added_in_dtype(dtype, ratio));
+            let shares = [once.lost, once.not_restored, added.lost, added.not_restored];
+            let row =
+                format!("| {name} | {} | {} |", percent(ratio), shares.map(percent).join(" | "));
+            println!("{row}");
+            if !page.contains(&row) {
+                missing.push(row);
+            }
+        }
+    }
+    assert!(missing.is_empty(), "docs/merging.md lacks these rows:\n{}", missing.join("\n"));
+}

@@ -109,6 +109,7 @@ fn losses_of_run(
         warmup: steps / 20,
         weight_decay: 0.0,
         eval_every: (steps / 4).max(1),
+        lora_plus_ratio: 1.0,
         seed,
     };
     let mut measured = Vec::new();

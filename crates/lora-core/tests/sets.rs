@@ -494,6 +494,10 @@ fn what_an_optimiser_changed_is_stored_first() {
     sets.activate(&mut copy, "0").unwrap();
     let found = copy.embed.as_lora().unwrap().adapter().lora_a.val();
     assert!(!found.device().is_autodiff());
+    for name in ["0", "1"] {
+        let stored = shared(sets.get(name).unwrap(), "up");
+        assert!(stored.lora_a.val().is_require_grad(), "{name}");
+    }
     let mut net = trained;
     sets.activate(&mut net, "0").unwrap();
     assert_eq!(net.outputs(FIXED), outputs);
@@ -831,9 +835,14 @@ fn what_has_no_sum_is_refused_by_name() {
     for name in ["dora", "whole", "tokens", "biases"] {
         sets.activate(&mut net, name).unwrap();
         let alone = net.outputs(FIXED);
+        let trains = ParameterCount::of(&net).trainable;
         for (layer, output) in sum(&[name], &mut sets, &mut net).unwrap().iter().enumerate() {
             close(name, output, &alone[layer], 0.0, 1e-14);
         }
+        // The sum does not train; the set does, as before.
+        assert_eq!(ParameterCount::of(&net).trainable, 0);
+        sets.activate(&mut net, name).unwrap();
+        assert_eq!(ParameterCount::of(&net).trainable, trains);
     }
     let base = {
         sets.deactivate(&mut net).unwrap();

@@ -665,7 +665,7 @@ mod tests {
         assert_eq!(
             nothing.into_result().unwrap_err().to_string(),
             "target_modules: 'all-linear' matches no layer of this model; the model has no \
-             adaptable linear layer"
+             adaptable layer"
         );
     }
 

@@ -78,12 +78,15 @@ impl Decoder {
     /// - `ids` `[batch, length]`, output `[batch, length, vocab_size]`
     pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         let hidden = self.hidden_states(ids, None);
-        let [batch, length, width] = hidden.dims();
-        self.logits(hidden.reshape([batch * length, width])).reshape([
-            batch,
-            length,
-            self.config.vocab_size,
-        ])
+        match &self.lm_head {
+            // With its batch axis, which a mixed batch of adapters needs.
+            Some(head) => head.forward(hidden),
+            None => {
+                let [batch, length, width] = hidden.dims();
+                let logits = self.logits(hidden.reshape([batch * length, width]));
+                logits.reshape([batch, length, self.config.vocab_size])
+            }
+        }
     }
 
     /// The normalised state after the last block, which [`logits`](Self::logits) turns into logits.

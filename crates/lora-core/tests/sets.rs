@@ -751,7 +751,9 @@ fn mixed_batches_have_each_sample_s_dora_and_biases() {
     let up = || TargetModules::Names(vec!["up".to_owned()]);
     let mut sets = AdapterSets::new();
     let dora = LoraConfig { dora: true, target_modules: all(), ..config(1) };
-    let biased = LoraConfig { lora_bias: true, target_modules: all(), ..config(2) };
+    // An embedding's adapter has no bias.
+    let rest = || TargetModules::Names(LAYERS[1..].iter().map(|name| name.to_string()).collect());
+    let biased = LoraConfig { lora_bias: true, target_modules: rest(), ..config(2) };
     let own_bias = LoraConfig { bias: TrainedBias::LoraOnly, target_modules: up(), ..config(3) };
     let every_bias = LoraConfig { bias: TrainedBias::All, target_modules: up(), ..config(4) };
     let pissa = LoraConfig { init: Init::Pissa { iterations: None }, ..config(5) };

@@ -86,7 +86,8 @@ fn the_page_about_merging_has_these_figures() {
         for ratio in [0.1, 0.01, 0.001] {
             let (once, added) = (rounded_once(dtype, ratio), added_in_dtype(dtype, ratio));
             let shares = [once.lost, once.not_restored, added.lost, added.not_restored];
-            let row = format!("| {name} | {} | {} |", percent(ratio), shares.map(percent).join(" | "));
+            let row =
+                format!("| {name} | {} | {} |", percent(ratio), shares.map(percent).join(" | "));
             println!("{row}");
             if !page.contains(&row) {
                 missing.push(row);

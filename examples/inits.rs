@@ -20,13 +20,13 @@ use lora_train::{
 #[derive(Debug, Parser)]
 struct Options {
     /// Optimiser steps of a run
-    #[arg(long, default_value_t = 120)]
+    #[arg(long, default_value_t = 100)]
     steps: usize,
     /// Seeds for each start and learning rate
     #[arg(long, default_value_t = 5)]
     seeds: u64,
     /// Peak learning rates
-    #[arg(long, value_delimiter = ',', default_values_t = [0.0003, 0.001, 0.003, 0.01])]
+    #[arg(long, value_delimiter = ',', default_values_t = [0.0005, 0.001, 0.002, 0.003, 0.01])]
     rates: Vec<f64>,
 }
 

@@ -258,6 +258,23 @@ impl Convolution<4> for FrozenConv2d {
 ///   convolution, B `[rank / groups, channels_out]`, and such a layer cannot be merged: A sees the
 ///   channels of all groups, as in PEFT
 ///
+/// What every kind of adapted layer has, such as `merge`, is at [`LoraLayer`].
+///
+/// # Example
+/// ```
+/// # #[cfg(feature = "flex")] {
+/// use burn::nn::conv::Conv1dConfig;
+/// use burn::tensor::{Device, Tensor};
+/// use lora_core::LoraConv1d;
+///
+/// let device = Device::flex().autodiff();
+/// let layer = LoraConv1d::wrap(Conv1dConfig::new(3, 8, 5).init(&device), 2, 4.0)?;
+/// assert_eq!(layer.adapter().lora_a.dims(), [3 * 5, 2]);
+/// assert_eq!(layer.forward(Tensor::ones([1, 3, 20], &device)).dims(), [1, 8, 16]);
+/// # }
+/// # Ok::<(), lora_core::Error>(())
+/// ```
+///
 /// Source: "LoRA", [arXiv:2106.09685](https://arxiv.org/abs/2106.09685); PEFT's `Conv1d`, but with the
 /// dilation of the layer, which PEFT leaves out.
 pub type LoraConv1d = LoraLayer<FrozenConv1d>;
@@ -266,7 +283,7 @@ impl LoraLayer<FrozenConv1d> {
     /// Wraps a convolution: freezes it and adds a new adapter with scaling alpha / rank.
     ///
     /// # Errors
-    /// As [`LoraLinear::wrap`](crate::LoraLinear::wrap), and for a grouped convolution when the groups
+    /// As [`LoraLinear`](crate::LoraLinear)'s `wrap`, and for a grouped convolution when the groups
     /// do not divide the rank.
     pub fn wrap(layer: Conv1d, rank: usize, alpha: f64) -> Result<Self> {
         Self::with_config(layer, &config_for(rank, alpha)?)
@@ -302,6 +319,8 @@ impl LoraLayer<FrozenConv1d> {
 ///   convolution, B `[rank / groups, channels_out]`, and such a layer cannot be merged: A sees the
 ///   channels of all groups, as in PEFT
 ///
+/// What every kind of adapted layer has, such as `merge`, is at [`LoraLayer`].
+///
 /// # Example
 /// ```
 /// # #[cfg(feature = "flex")] {
@@ -325,7 +344,7 @@ impl LoraLayer<FrozenConv2d> {
     /// Wraps a convolution: freezes it and adds a new adapter with scaling alpha / rank.
     ///
     /// # Errors
-    /// As [`LoraConv1d::wrap`].
+    /// As [`LoraConv1d`]'s.
     pub fn wrap(layer: Conv2d, rank: usize, alpha: f64) -> Result<Self> {
         Self::with_config(layer, &config_for(rank, alpha)?)
     }
@@ -348,10 +367,10 @@ impl LoraLayer<FrozenConv2d> {
     }
 }
 
-/// A model's field for a [`Conv1d`] that may be adapted later.
+/// A model's field for a `Conv1d` that may be adapted later.
 pub type AdaptableConv1d = Adaptable<FrozenConv1d>;
 
-/// A model's field for a [`Conv2d`] that may be adapted later.
+/// A model's field for a `Conv2d` that may be adapted later.
 pub type AdaptableConv2d = Adaptable<FrozenConv2d>;
 
 impl From<Conv1d> for Adaptable<FrozenConv1d> {

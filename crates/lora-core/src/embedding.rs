@@ -61,6 +61,8 @@ impl FrozenLayer for FrozenEmbedding {
 /// By default B is Gaussian and A is zero, which for embeddings is PEFT's choice too. Dropout does not
 /// act: there is no input to drop values of.
 ///
+/// What every kind of adapted layer has, such as `merge`, is at [`LoraLayer`].
+///
 /// # Example
 /// ```
 /// # #[cfg(feature = "flex")] {
@@ -83,7 +85,7 @@ impl LoraLayer<FrozenEmbedding> {
     /// Wraps an embedding: freezes it and adds a new adapter with scaling alpha / rank.
     ///
     /// # Errors
-    /// As [`LoraLinear::wrap`](crate::LoraLinear::wrap).
+    /// As [`LoraLinear`](crate::LoraLinear)'s `wrap`.
     pub fn wrap(layer: Embedding, rank: usize, alpha: f64) -> Result<Self> {
         let config = LoraConfig { seed: fresh_seed(), ..LoraConfig::new(rank, alpha) };
         Self::with_config(layer, &config.resolve("")?)

@@ -1,4 +1,4 @@
-//! Low-rank adaptation (LoRA) of any linear layer of any [Burn](https://burn.dev) model.
+//! Low-rank adaptation (LoRA) of the layers of any [Burn](https://burn.dev) model.
 //!
 //! The one equation, with rows of x as samples:
 //!
@@ -16,8 +16,9 @@
 //! The flow: [`LoraConfig`] says what is asked for; [`inject`] finds the targets through
 //! [`VisitLora`](trait@VisitLora), attaches a [`LoraAdapter`] to each and freezes the rest; the model
 //! trains as any Burn module; [`save_adapter`] writes A and B in PEFT's format and [`load_adapter`]
-//! reads them; [`merge`] folds them into the weights. One layer alone: [`LoraLinear::wrap`]. Several
-//! adapters for one model: [`AdapterSets`] switches, adds up and mixes them, [`combine`] makes one of them.
+//! reads them; [`merge`] folds them into the weights. One layer alone: `wrap` of [`LoraLinear`],
+//! [`LoraEmbedding`], [`LoraConv1d`] and [`LoraConv2d`]. Several adapters for one model: [`AdapterSets`]
+//! switches, adds up and mixes them, [`combine`] makes one of them.
 //!
 //! The pages of the [`guide`] say more: a model of one's own, target rules and their messages, variants,
 //! starting values, merging, files.

@@ -20,6 +20,8 @@ use crate::samples::for_each_row;
 /// - A `[d_input, rank]` (down), B `[rank, d_output]` (up); by default B is Gaussian and A is zero,
 ///   so that the new layer equals its base
 ///
+/// What every kind of adapted layer has, such as `merge`, is at [`LoraLayer`].
+///
 /// # Example
 /// ```
 /// # #[cfg(feature = "flex")] {

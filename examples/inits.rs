@@ -26,7 +26,7 @@ struct Options {
     #[arg(long, default_value_t = 5)]
     seeds: u64,
     /// Peak learning rates
-    #[arg(long, value_delimiter = ',', default_values_t = [0.0005, 0.001, 0.002, 0.003, 0.01])]
+    #[arg(long, value_delimiter = ',', default_values_t = [0.001, 0.002, 0.003, 0.01])]
     rates: Vec<f64>,
 }
 

@@ -10,6 +10,9 @@ use crate::target::{ExcludeModules, Keys, Rules, Selection, TargetModules};
 
 /// Which layers of a model are adapted, and how.
 ///
+/// The rules and what their messages mean: [`guide::targets`](crate::guide::targets). What else can train,
+/// with equations: [`guide::variants`](crate::guide::variants).
+///
 /// ```
 /// use lora_core::{LoraConfig, TargetModules};
 ///

@@ -23,7 +23,8 @@ use crate::problem::ConfigProblem;
 ///
 /// PEFT writes W - scaling A0 B0 over the weight instead, so that its adapters only fit that other base.
 ///
-/// Values come from the host, so that every backend starts from the same numbers.
+/// Values come from the host, so that every backend starts from the same numbers. What fine-tunings with
+/// each of them gave: [`guide::starting_values`](crate::guide::starting_values).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
     /// B ~ N(0, std²), A = 0, the default, with std = 1/sqrt(rank) where none is given:

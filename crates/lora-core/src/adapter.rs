@@ -7,6 +7,7 @@ use crate::config::AdapterConfig;
 use crate::error::{Error, Result};
 use crate::frozen::{FrozenLayer, LayerKind};
 use crate::init::Init;
+use crate::ops::transposed_product;
 use crate::scaling::Scaling;
 
 /// A, B and the factor on their product; not the layer that they adapt.
@@ -366,10 +367,10 @@ impl LoraAdapter {
         Some(input.clone() * mask.mul_scalar(1.0 / keep))
     }
 
-    /// DoRA's factor on each column, m / ‖W + scaling A·B‖, `[d_output]`.
+    /// DoRA's factor on each column, m / ‖W + scaling A·B‖, `[d_output]`, given ‖W‖² of each column.
     ///
-    /// ‖W + s A·B‖² = ‖W‖² + 2 s rows(Wᵀ A) · B + s² diag(Bᵀ (Aᵀ A) B) by column: products of
-    /// d_output × rank values and a rank × rank Gram matrix, never A·B. The norm is a constant for the
+    /// ‖W + s A·B‖² = ‖W‖² + 2 s diag((Aᵀ W)ᵀ B) + s² diag(Bᵀ (Aᵀ A) B) by column: products of
+    /// rank × d_output values and a rank × rank Gram matrix, never A·B. The norm is a constant for the
     /// gradient.
     ///
     /// Source: "DoRA", [arXiv:2402.09353](https://arxiv.org/abs/2402.09353), sections 4.1 and 4.3.
@@ -378,15 +379,50 @@ impl LoraAdapter {
         weight: &Tensor<2>,
         squares: &Tensor<1>,
     ) -> Option<Tensor<1>> {
-        let magnitude = in_full(self.magnitude.as_ref()?.val());
+        self.magnitude.as_ref()?;
+        let (a, _) = self.factors();
+        let cross = cross_product(&a, weight);
+        self.column_scale_from(cross, squares)
+    }
+
+    /// x W without autodiff, and DoRA's factor on each column; `None` where they are better formed apart.
+    ///
+    /// Aᵀ W reads all of W. Appended to x as further rows, Aᵀ goes along with the pass over W that x W
+    /// makes anyway. That takes a copy of x, which should be small beside W, and is precise in full
+    /// precision only; beside few rows of x, those of Aᵀ would make another product of it.
+    pub(crate) fn product_and_column_scale(
+        &self,
+        x: &Tensor<2>,
+        weight: &Tensor<2>,
+        squares: &Tensor<1>,
+    ) -> Option<(Tensor<2>, Tensor<1>)> {
+        self.magnitude.as_ref()?;
+        let (a, _) = self.factors();
+        let ([rows, _], [_, rank], [_, d_output]) = (x.dims(), a.dims(), weight.dims());
+        let full = matches!(weight.dtype(), DType::F32 | DType::F64);
+        if !full || a.dtype() != weight.dtype() || rows < 4 * rank || rows > d_output / 2 {
+            return None;
+        }
+        let [x, a, weight] = [x, &a, weight].map(|tensor| tensor.clone().without_autodiff());
+        let product = Tensor::cat(vec![x, a.transpose()], 0).matmul(weight);
+        let cross = product.clone().slice(rows..rows + rank);
+        let scale = self.column_scale_from(cross, squares)?;
+        Some((product.slice(0..rows), scale)) // the one that is left of the product
+    }
+
+    /// [`column_scale`](Self::column_scale) given Aᵀ W, `[rank, d_output]`, without autodiff.
+    fn column_scale_from(&self, cross: Tensor<2>, squares: &Tensor<1>) -> Option<Tensor<1>> {
+        let magnitude = self.magnitude.as_ref()?.val();
         let (a, b) = self.factors();
-        let [a, b] = [a, b].map(|factor| in_full(factor.without_autodiff()));
+        let [a, b] = [a, b].map(|factor| factor.without_autodiff());
+        let is_wide = [cross.dtype(), a.dtype(), squares.dtype()].contains(&DType::F64);
+        let dtype = if is_wide { DType::F64 } else { DType::F32 };
+        let [cross, a, b] = [cross, a, b].map(|matrix| in_dtype(matrix, dtype));
+        let [squares, magnitude] = [squares.clone(), magnitude].map(|row| in_dtype(row, dtype));
         let s = self.scaling();
-        let cross = transposed_product(&weight.clone().without_autodiff(), &a); // [d_output, rank]
         let gram = a.clone().transpose().matmul(a); // [rank, rank]
-        let inner =
-            cross.transpose().mul_scalar(2.0 * s) + gram.matmul(b.clone()).mul_scalar(s * s);
-        let squared = squares.clone() + (inner * b).sum_dim(0).squeeze_dim::<1>(0);
+        let inner = cross.mul_scalar(2.0 * s) + gram.matmul(b.clone()).mul_scalar(s * s);
+        let squared = squares + (inner * b).sum_dim(0).squeeze_dim::<1>(0);
         let norm = squared.clamp_min(0.0).sqrt();
         // A column that is zero gives zero, whatever its factor is; 0 / 0 would make it NaN.
         let zero = norm.clone().equal_elem(0.0);
@@ -435,9 +471,15 @@ pub(crate) fn column_squares(weight: &Tensor<2>) -> Tensor<1> {
     in_row_blocks(weight, |block, _| sum(block))
 }
 
-/// Wᵀ·A in f32 or f64, `[d_output, rank]`.
-fn transposed_product(weight: &Tensor<2>, a: &Tensor<2>) -> Tensor<2> {
-    in_row_blocks(weight, |block, rows| in_full(block).transpose().matmul(a.clone().slice(rows)))
+/// Aᵀ W in f32, or in f64 where one of them is, `[rank, d_output]`, without autodiff.
+fn cross_product(a: &Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
+    let is_wide = [a.dtype(), weight.dtype()].contains(&DType::F64);
+    let dtype = if is_wide { DType::F64 } else { DType::F32 };
+    let [a, weight] = [a, weight].map(|matrix| matrix.clone().without_autodiff());
+    let a = in_dtype(a, dtype);
+    in_row_blocks(&weight, |block, rows| {
+        transposed_product(a.clone().slice(rows), in_dtype(block, dtype))
+    })
 }
 
 /// The sum of `f` over blocks of rows of a half-precision weight, so that no f32 copy of the whole

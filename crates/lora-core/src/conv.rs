@@ -141,111 +141,77 @@ fn config_for(rank: usize, alpha: f64) -> Result<AdapterConfig> {
     LoraConfig { seed: fresh_seed(), ..LoraConfig::new(rank, alpha) }.resolve("")
 }
 
-impl FrozenLayer for FrozenConv1d {
-    type Plain = Conv1d;
+/// `$dims` is 2 more than `$axes`, those of the kernel.
+macro_rules! frozen_convolution {
+    ($frozen:ident, $plain:ident, $axes:literal, $dims:literal, $convolution:ident) => {
+        impl FrozenLayer for $frozen {
+            type Plain = $plain;
 
-    const KIND: LayerKind = LayerKind::Conv1d;
+            const KIND: LayerKind = LayerKind::$plain;
 
-    fn from_plain(layer: Conv1d) -> Self {
-        Self { layer: frozen(layer) }
-    }
+            fn from_plain(layer: $plain) -> Self {
+                Self { layer: frozen(layer) }
+            }
 
-    fn into_plain(self) -> Conv1d {
-        self.layer.set_require_grad(true)
-    }
+            fn into_plain(self) -> $plain {
+                self.layer.set_require_grad(true)
+            }
 
-    fn weight(&self) -> Tensor<2> {
-        matrix(self.layer.weight.val())
-    }
+            fn weight(&self) -> Tensor<2> {
+                matrix(self.layer.weight.val())
+            }
 
-    fn bias(&self) -> Option<Tensor<1>> {
-        self.layer.bias.as_ref().map(|bias| bias.val())
-    }
+            fn bias(&self) -> Option<Tensor<1>> {
+                self.layer.bias.as_ref().map(|bias| bias.val())
+            }
 
-    fn shape(&self) -> Vec<usize> {
-        self.layer.weight.dims().to_vec()
-    }
+            fn shape(&self) -> Vec<usize> {
+                self.layer.weight.dims().to_vec()
+            }
 
-    fn groups(&self) -> usize {
-        self.layer.groups
-    }
+            fn groups(&self) -> usize {
+                self.layer.groups
+            }
 
-    fn with(self, weights: Weights) -> Self {
-        let weight = frozen_param(self.kernel(weights.weight));
-        let bias = weights.bias.map(frozen_param);
-        Self { layer: Conv1d { weight, bias, ..self.layer } }
-    }
+            fn with(self, weights: Weights) -> Self {
+                let weight = frozen_param(self.kernel(weights.weight));
+                let bias = weights.bias.map(frozen_param);
+                Self { layer: $plain { weight, bias, ..self.layer } }
+            }
+        }
+
+        impl Convolution<$dims> for $frozen {
+            fn convolve(
+                &self,
+                input: Tensor<$dims>,
+                weight: Tensor<$dims>,
+                bias: Option<Tensor<1>>,
+                groups: usize,
+            ) -> Tensor<$dims> {
+                let (weight, bias) = (passing(weight), bias.map(passing));
+                $plain { weight, bias, groups, ..self.layer.clone() }.forward(input)
+            }
+
+            fn pointwise(
+                input: Tensor<$dims>,
+                weight: Tensor<$dims>,
+                groups: usize,
+            ) -> Tensor<$dims> {
+                let options = ConvOptions::new([1; $axes], [0; $axes], [1; $axes], groups);
+                $convolution(input, weight, None, options)
+            }
+        }
+
+        impl From<$plain> for Adaptable<$frozen> {
+            fn from(layer: $plain) -> Self {
+                Self::Dense(layer)
+            }
+        }
+    };
 }
 
-impl Convolution<3> for FrozenConv1d {
-    fn convolve(
-        &self,
-        input: Tensor<3>,
-        weight: Tensor<3>,
-        bias: Option<Tensor<1>>,
-        groups: usize,
-    ) -> Tensor<3> {
-        let (weight, bias) = (passing(weight), bias.map(passing));
-        Conv1d { weight, bias, groups, ..self.layer.clone() }.forward(input)
-    }
-
-    fn pointwise(input: Tensor<3>, weight: Tensor<3>, groups: usize) -> Tensor<3> {
-        conv1d(input, weight, None, ConvOptions::new([1], [0], [1], groups))
-    }
-}
-
-impl FrozenLayer for FrozenConv2d {
-    type Plain = Conv2d;
-
-    const KIND: LayerKind = LayerKind::Conv2d;
-
-    fn from_plain(layer: Conv2d) -> Self {
-        Self { layer: frozen(layer) }
-    }
-
-    fn into_plain(self) -> Conv2d {
-        self.layer.set_require_grad(true)
-    }
-
-    fn weight(&self) -> Tensor<2> {
-        matrix(self.layer.weight.val())
-    }
-
-    fn bias(&self) -> Option<Tensor<1>> {
-        self.layer.bias.as_ref().map(|bias| bias.val())
-    }
-
-    fn shape(&self) -> Vec<usize> {
-        self.layer.weight.dims().to_vec()
-    }
-
-    fn groups(&self) -> usize {
-        self.layer.groups
-    }
-
-    fn with(self, weights: Weights) -> Self {
-        let weight = frozen_param(self.kernel(weights.weight));
-        let bias = weights.bias.map(frozen_param);
-        Self { layer: Conv2d { weight, bias, ..self.layer } }
-    }
-}
-
-impl Convolution<4> for FrozenConv2d {
-    fn convolve(
-        &self,
-        input: Tensor<4>,
-        weight: Tensor<4>,
-        bias: Option<Tensor<1>>,
-        groups: usize,
-    ) -> Tensor<4> {
-        let (weight, bias) = (passing(weight), bias.map(passing));
-        Conv2d { weight, bias, groups, ..self.layer.clone() }.forward(input)
-    }
-
-    fn pointwise(input: Tensor<4>, weight: Tensor<4>, groups: usize) -> Tensor<4> {
-        conv2d(input, weight, None, ConvOptions::new([1, 1], [0, 0], [1, 1], groups))
-    }
-}
+frozen_convolution!(FrozenConv1d, Conv1d, 1, 3, conv1d);
+frozen_convolution!(FrozenConv2d, Conv2d, 2, 4, conv2d);
 
 /// A frozen convolution over one axis with a trainable low-rank update.
 ///
@@ -372,18 +338,6 @@ pub type AdaptableConv1d = Adaptable<FrozenConv1d>;
 
 /// A model's field for a `Conv2d` that may be adapted later.
 pub type AdaptableConv2d = Adaptable<FrozenConv2d>;
-
-impl From<Conv1d> for Adaptable<FrozenConv1d> {
-    fn from(layer: Conv1d) -> Self {
-        Self::Dense(layer)
-    }
-}
-
-impl From<Conv2d> for Adaptable<FrozenConv2d> {
-    fn from(layer: Conv2d) -> Self {
-        Self::Dense(layer)
-    }
-}
 
 impl Adaptable<FrozenConv1d> {
     /// The convolution, `[batch, channels_in, length]` to `[batch, channels_out, length_out]`, with

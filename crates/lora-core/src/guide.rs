@@ -15,5 +15,11 @@ pub mod starting_values {}
 #[doc = include_str!("../docs/merging.md")]
 pub mod merging {}
 
+#[doc = include_str!("../docs/several_adapters.md")]
+pub mod several_adapters {}
+
 #[doc = include_str!("../docs/peft_files.md")]
 pub mod peft_files {}
+
+#[doc = include_str!("../docs/other_programs.md")]
+pub mod other_programs {}

@@ -154,6 +154,12 @@ impl<F: FrozenLayer> LoraLayer<F> {
         Some(in_dtype(scale, weight.dtype()))
     }
 
+    /// The same with x W, where the two are formed together.
+    pub(crate) fn product_and_column_scale(&self, x: &Tensor<2>) -> Option<(Tensor<2>, Tensor<1>)> {
+        let weight = self.base.weight();
+        self.adapter.product_and_column_scale(x, &weight, self.squares.as_ref()?)
+    }
+
     /// The bias of the output.
     pub(crate) fn output_bias(&self) -> Option<Tensor<1>> {
         self.adapter.output_bias(self.base.bias(), self.base.weight().dtype())

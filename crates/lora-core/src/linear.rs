@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::frozen::{FrozenLinear, add_bias, apply};
 use crate::init::fresh_seed;
 use crate::layer::{Adaptable, LoraLayer};
-use crate::ops::{fold_rows, lora_linear};
+use crate::ops::{fold_rows, lora_linear, lora_linear_over};
 use crate::samples::for_each_row;
 
 /// A frozen linear layer with a trainable low-rank update.
@@ -104,12 +104,15 @@ impl LoraLayer<FrozenLinear> {
             });
         }
         fold_rows(input, |rows| {
-            let output = if let Some(dropped) = self.adapter.dropped(&rows) {
-                rows.matmul(weight) + dropped.matmul(a).mul_scalar(scaling).matmul(b)
+            let (output, scale) = if let Some(dropped) = self.adapter.dropped(&rows) {
+                let update = dropped.matmul(a).mul_scalar(scaling).matmul(b);
+                (rows.matmul(weight) + update, self.column_scale())
+            } else if let Some((product, scale)) = self.product_and_column_scale(&rows) {
+                (lora_linear_over(product, rows, weight, a, b, scaling), Some(scale))
             } else {
-                lora_linear(rows, weight, a, b, scaling)
+                (lora_linear(rows, weight, a, b, scaling), self.column_scale())
             };
-            let output = match self.column_scale() {
+            let output = match scale {
                 Some(scale) => output * scale.unsqueeze(),
                 None => output,
             };

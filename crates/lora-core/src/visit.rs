@@ -16,9 +16,8 @@ pub type VisitLayerMut<'v> = dyn FnMut(&str, &mut dyn AdaptableLayer) + 'v;
 /// `#[derive(VisitLora)]` writes it for a struct or enum. It visits every field, in the order in which
 /// they stand, so that no layer is forgotten: a field's type must implement `VisitLora` too, or the
 /// field be marked `#[lora(skip)]`. [`AdaptableLinear`](crate::AdaptableLinear) and the other slots show
-/// themselves; numbers, tensors, parameters and
-/// those of Burn's modules that have nothing to adapt (norms, dropout, activations, ...) show nothing;
-/// `Vec`, `Option`, arrays and tuples show what they hold. Burn's `Linear` and other layers with
+/// themselves; numbers, tensors, parameters and those of Burn's modules that have nothing to adapt
+/// (norms, dropout, activations, ...) show nothing; `Vec`, `Option`, arrays and tuples show what they hold. Burn's `Linear` and other layers with
 /// weights to adapt don't implement it.
 ///
 /// Paths are dotted field names, with positions for the elements of a `Vec`, array or tuple:
@@ -119,7 +118,7 @@ impl<F: FrozenLayer> VisitLora for Adaptable<F> {
     }
 }
 
-impl<T: VisitLora> VisitLora for Vec<T> {
+impl<T: VisitLora> VisitLora for [T] {
     fn visit_lora<'a>(&'a self, path: &str, visit: &mut VisitLayer<'_, 'a>) {
         for (index, part) in self.iter().enumerate() {
             part.visit_lora(&join_path(path, &index.to_string()), visit);
@@ -133,17 +132,23 @@ impl<T: VisitLora> VisitLora for Vec<T> {
     }
 }
 
-impl<T: VisitLora, const N: usize> VisitLora for [T; N] {
+impl<T: VisitLora> VisitLora for Vec<T> {
     fn visit_lora<'a>(&'a self, path: &str, visit: &mut VisitLayer<'_, 'a>) {
-        for (index, part) in self.iter().enumerate() {
-            part.visit_lora(&join_path(path, &index.to_string()), visit);
-        }
+        self.as_slice().visit_lora(path, visit);
     }
 
     fn visit_lora_mut(&mut self, path: &str, visit: &mut VisitLayerMut<'_>) {
-        for (index, part) in self.iter_mut().enumerate() {
-            part.visit_lora_mut(&join_path(path, &index.to_string()), visit);
-        }
+        self.as_mut_slice().visit_lora_mut(path, visit);
+    }
+}
+
+impl<T: VisitLora, const N: usize> VisitLora for [T; N] {
+    fn visit_lora<'a>(&'a self, path: &str, visit: &mut VisitLayer<'_, 'a>) {
+        self.as_slice().visit_lora(path, visit);
+    }
+
+    fn visit_lora_mut(&mut self, path: &str, visit: &mut VisitLayerMut<'_>) {
+        self.as_mut_slice().visit_lora_mut(path, visit);
     }
 }
 

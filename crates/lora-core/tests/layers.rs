@@ -368,10 +368,11 @@ proptest! {
         prop_assert_eq!(host(found), expected);
     }
 
-    /// DoRA's norms follow from small products; here they are taken of the whole matrix.
+    /// DoRA's norms follow from small products; here they are taken of the whole matrix. With 8 rows
+    /// or more, and no more than half of the outputs, Aᵀ W is formed along with x W.
     #[test]
     fn dora_equals_its_definition(
-        batch in 1usize..5, d_input in 2usize..12, d_output in 2usize..12, seed in 0u64..1000,
+        batch in 1usize..20, d_input in 2usize..12, d_output in 2usize..40, seed in 0u64..1000,
     ) {
         for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 2.0 * TOLERANCE)] {
             let layer = Linear {
@@ -399,7 +400,12 @@ proptest! {
 /// With the norm held constant, as in the paper: dm = sum g z / n; dA and dB as plain LoRA's for g m / n.
 #[test]
 fn the_gradients_of_dora_are_those_of_the_paper() {
-    let (d_input, d_output, rank, rows) = (5, 4, 2, 3);
+    check_gradients_of_dora([5, 4], 3);
+    check_gradients_of_dora([5, 40], 12); // Aᵀ W is formed along with x W
+}
+
+fn check_gradients_of_dora([d_input, d_output]: [usize; 2], rows: usize) {
+    let rank = 2;
     let layer = Linear { weight: param([d_input, d_output], 1, DType::F64), bias: None };
     let mut config = LoraConfig::new(rank, 3.0);
     config.dora = true;
@@ -430,6 +436,31 @@ fn the_gradients_of_dora_are_those_of_the_paper() {
     ] {
         let apart = apart(found, expected);
         assert!(apart <= 1e-12, "{name}: {apart:e}");
+    }
+}
+
+#[test]
+fn dora_may_have_another_dtype_than_the_weight() {
+    let dtypes = [DType::F64, DType::F32, DType::BF16];
+    let x = fixed([12, 6], 3, DType::F64);
+    let mut outputs = Vec::new();
+    for weight in dtypes {
+        for adapter in dtypes {
+            let values = fixed([6, 40], 1, DType::F64).mul_scalar(64.0).round().div_scalar(64.0);
+            let layer = Linear { weight: Param::from_tensor(values.cast(weight)), bias: None };
+            let mut config = LoraConfig::new(2, 3.0);
+            (config.dora, config.dtype) = (true, Some(adapter));
+            let mut adapted = LoraLinear::with_config(layer, &config.resolve("").unwrap()).unwrap();
+            train(adapted.adapter_mut(), 2);
+            let y = adapted.forward(x.clone().cast(weight));
+            assert_eq!(y.dtype(), weight);
+            let coarse = weight == DType::BF16 || adapter == DType::BF16;
+            outputs.push((y, if coarse { 2e-2 } else { 1e-6 }));
+        }
+    }
+    for (y, tolerance) in &outputs[1..] {
+        let apart = apart(y.clone(), outputs[0].0.clone());
+        assert!(apart <= *tolerance, "{apart:e}");
     }
 }
 

@@ -11,10 +11,14 @@
 #![deny(unsafe_code)] // but for the one call in `product.rs`
 
 mod product;
+#[cfg(test)]
+mod samples;
+mod transposed;
 
 use burn::backend::{Flex, tensor::FloatTensor};
 
-pub use product::{add_product, add_product_in_blocks, transposed_product};
+pub use product::{add_product, add_product_in_blocks};
+pub use transposed::{transposed_product, transposed_product_by_matmul};
 
 /// A float tensor of Flex.
 pub type FlexTensor = FloatTensor<Flex>;

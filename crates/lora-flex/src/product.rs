@@ -7,7 +7,7 @@ use burn::tensor::{DType, Slice};
 use crate::FlexTensor;
 
 /// Multiplications from which a product is worth a second thread; what burn-flex takes for its own.
-const PARALLEL_FROM: usize = 192 * 192 * 192;
+pub(crate) const PARALLEL_FROM: usize = 192 * 192 * 192;
 
 /// y + left · right, written over y.
 ///
@@ -46,28 +46,6 @@ pub fn add_product_in_blocks(y: FlexTensor, left: FlexTensor, right: FlexTensor)
         let sum = Flex::float_add(product, Flex::float_slice(y.clone(), &[range]));
         Flex::float_slice_assign(y, &[range], sum)
     })
-}
-
-/// left^T · right for a left with few columns.
-///
-/// The gemm crate holds a tile of the result in registers while it walks over the rows. Up to a rank
-/// of about a tile's long side, (right^T · left)^T reads `right` once, and left^T · right several
-/// times; beyond it, the latter is faster.
-///
-/// # Shapes
-/// - left `[rows, rank]`, right `[rows, columns]`, output `[rank, columns]`, contiguous
-///
-/// # Panics
-/// When the shapes do not fit each other, or the dtypes differ.
-pub fn transposed_product(left: FlexTensor, right: FlexTensor) -> FlexTensor {
-    /// About where the two took equally long, with AVX2.
-    const LARGEST_RANK: usize = 32;
-
-    if left.shape()[1] > LARGEST_RANK {
-        return Flex::float_matmul(Flex::float_transpose(left), right);
-    }
-    let product = Flex::float_matmul(Flex::float_transpose(right), left); // [columns, rank]
-    Flex::float_transpose(product).to_contiguous()
 }
 
 /// y += left · right where that can be done in y's own memory; otherwise `false`, and y is as it was.
@@ -167,42 +145,8 @@ fn gemm_accumulate(y: &mut [f32], shape: [usize; 2], left: Matrix, right: Matrix
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::TensorData;
-
     use super::*;
-
-    /// Deterministic values in -1..1.
-    fn tensor(shape: [usize; 2], seed: u64) -> FlexTensor {
-        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-        let mut next = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        };
-        let values: Vec<f32> = (0..shape[0] * shape[1]).map(|_| next()).collect();
-        Flex::float_from_data(TensorData::new(values, shape), &Default::default())
-    }
-
-    fn transposed(shape: [usize; 2], seed: u64) -> FlexTensor {
-        Flex::float_transpose(tensor([shape[1], shape[0]], seed))
-    }
-
-    /// All of `tensor` but its first row.
-    fn without_first(tensor: FlexTensor) -> FlexTensor {
-        Flex::float_slice(tensor, &[Slice::from(1..)])
-    }
-
-    fn values(tensor: &FlexTensor) -> Vec<f64> {
-        tensor.to_contiguous().into_data().iter::<f64>().collect()
-    }
-
-    fn assert_close(found: &FlexTensor, expected: &FlexTensor) {
-        assert_eq!(found.shape(), expected.shape());
-        let (found, expected) = (values(found), values(expected));
-        assert!(found.iter().all(|value| value.is_finite()), "NaN or infinity");
-        let differences = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
-        let worst = differences.fold(0.0, f64::max);
-        assert!(worst <= 1e-5, "largest difference {worst:e}");
-    }
+    use crate::samples::*;
 
     #[test]
     fn the_product_in_place_is_the_product_in_blocks() {
@@ -273,19 +217,5 @@ mod tests {
     #[should_panic = "do not fit"]
     fn rows_that_differ_are_refused() {
         add_product(tensor([6, 7], 1), tensor([5, 3], 2), tensor([3, 7], 3));
-    }
-
-    #[test]
-    fn the_transposed_product_is_the_product_of_the_transposed() {
-        for [rows, columns, rank] in [[1, 1, 1], [5, 7, 3], [600, 50, 32], [60, 50, 33]] {
-            for right in [tensor([rows, columns], 3), transposed([rows, columns], 3)] {
-                let left = tensor([rows, rank], 2);
-                let expected =
-                    Flex::float_matmul(Flex::float_transpose(left.clone()), right.clone());
-                let found = transposed_product(left, right);
-                assert!(found.is_contiguous());
-                assert_close(&found, &expected);
-            }
-        }
     }
 }

@@ -36,17 +36,19 @@ use burn::tensor::Tensor;
     Fusion: cfg(feature = "cubecl")
 )]
 pub trait LoraOps: Backend {
-    /// x W + scaling (x A) B, all of rank 2.
+    /// x W + scaling (x A) B, all of rank 2, with the product x W as it is given. `weight` is for the
+    /// gradient alone.
     #[fusion(default)]
     fn lora_linear(
+        product: FloatTensor<Self>,
         x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
+        _weight: FloatTensor<Self>,
         lora_a: FloatTensor<Self>,
         lora_b: FloatTensor<Self>,
         scaling: f64,
     ) -> FloatTensor<Self> {
-        let down = Self::float_mul_scalar(Self::float_matmul(x.clone(), lora_a), scaling.into());
-        Self::add_product(Self::float_matmul(x, weight), down, lora_b)
+        let down = Self::float_mul_scalar(Self::float_matmul(x, lora_a), scaling.into());
+        Self::add_product(product, down, lora_b)
     }
 
     /// y + left · right, for a product of small inner size: y `[rows, columns]`, left
@@ -141,12 +143,14 @@ impl<B: Backend + LoraOps> Backward<B, 3> for LoraLinearBackward {
 
 impl<B: Backend + LoraOps, C: CheckpointStrategy> LoraOps for Autodiff<B, C> {
     fn lora_linear(
+        product: FloatTensor<Self>,
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         lora_a: FloatTensor<Self>,
         lora_b: FloatTensor<Self>,
         scaling: f64,
     ) -> FloatTensor<Self> {
+        let product = product.into_primitive();
         let prepared = LoraLinearBackward
             .prepare::<C>([x.node(), lora_a.node(), lora_b.node()])
             .compute_bound()
@@ -156,13 +160,13 @@ impl<B: Backend + LoraOps, C: CheckpointStrategy> LoraOps for Autodiff<B, C> {
                 let node_x = prepared.checkpoint(&x);
                 let (x, weight) = (x.into_primitive(), weight.into_primitive());
                 let (lora_a, lora_b) = (lora_a.into_primitive(), lora_b.into_primitive());
-                let down = B::float_matmul(x.clone(), lora_a.clone());
+                let down = B::float_matmul(x, lora_a.clone());
                 let down = B::float_mul_scalar(down, scaling.into());
-                let y = B::float_matmul(x, weight.clone());
-                let y = B::add_product(y, down.clone(), lora_b.clone());
+                let y = B::add_product(product, down.clone(), lora_b.clone());
                 prepared.finish(Saved { x: node_x, down, weight, lora_a, lora_b, scaling }, y)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(B::lora_linear(
+                product,
                 x.into_primitive(),
                 weight.into_primitive(),
                 lora_a.into_primitive(),
@@ -204,11 +208,37 @@ pub fn lora_linear(
         lora_a.dims(),
         lora_b.dims(),
     );
+    let product = x.clone().without_autodiff().matmul(weight.clone().without_autodiff());
+    lora_linear_over(product, x, weight, lora_a, lora_b, scaling)
+}
+
+/// The same with x W as `product`, without autodiff, where the caller has it.
+pub(crate) fn lora_linear_over(
+    product: Tensor<2>,
+    x: Tensor<2>,
+    weight: Tensor<2>,
+    lora_a: Tensor<2>,
+    lora_b: Tensor<2>,
+    scaling: f64,
+) -> Tensor<2> {
+    let product = if x.device().is_autodiff() { product.autodiff() } else { product };
     Tensor::from_dispatch(<Dispatch as LoraOps>::lora_linear(
+        product.into_dispatch(),
         x.into_dispatch(),
         weight.into_dispatch(),
         lora_a.into_dispatch(),
         lora_b.into_dispatch(),
         scaling,
+    ))
+}
+
+/// left^T · right, for a left with few columns and without gradients.
+///
+/// # Shapes
+/// - `left` `[rows, rank]`, `right` `[rows, columns]`, output `[rank, columns]`
+pub(crate) fn transposed_product(left: Tensor<2>, right: Tensor<2>) -> Tensor<2> {
+    Tensor::from_dispatch(<Dispatch as LoraOps>::transposed_product(
+        left.into_dispatch(),
+        right.into_dispatch(),
     ))
 }

@@ -249,21 +249,19 @@ impl Plan {
             source.read_exact(&mut bytes).map_err(read_error)?;
             let (path, of_layer) = name.rsplit_once('.').unwrap_or((&name, ""));
             if let Some(layer) = self.layers.get(path) {
-                let dtype = info.dtype;
-                let unfit = |found: Dtype| {
-                    let expected = "F64, F32, F16 or BF16";
-                    Error::malformed(&shard.path, &name, expected, format!("{found:?}"))
+                let stored = Stored {
+                    file: &shard.path,
+                    name: &name,
+                    dtype: info.dtype,
+                    bytes: &bytes,
+                    device: &device,
                 };
                 let changed = match of_layer {
-                    "weight" => layer.weight(path, &bytes, dtype, tensors, &device, report)?,
-                    "bias" => layer.bias(path, &bytes, dtype, tensors, &device)?,
-                    _ => Some(None),
+                    "weight" => layer.weight(path, &stored, tensors, report)?,
+                    "bias" => layer.bias(path, &stored, tensors)?,
+                    _ => None,
                 };
-                match changed {
-                    Some(Some(changed)) => bytes = changed,
-                    Some(None) => {}
-                    None => return Err(unfit(dtype)),
-                }
+                bytes = changed.unwrap_or(bytes);
             }
             copy.write_all(&bytes).map_err(write_error)?;
         }
@@ -278,54 +276,88 @@ fn tokens_of(config: &LoraConfig, path: &str) -> Vec<usize> {
     own.map(|(_, ids)| ids.clone()).unwrap_or_default()
 }
 
-/// The bytes of a changed tensor, `None` inside where it stays; `None` for a dtype that is not known.
-type Changed = Option<Option<Vec<u8>>>;
+/// A tensor of the checkpoint in its file's bytes.
+struct Stored<'a> {
+    file: &'a Path,
+    name: &'a str,
+    dtype: Dtype,
+    bytes: &'a [u8],
+    device: &'a Device,
+}
+
+impl Stored<'_> {
+    /// The tensor, which has this shape, in its own dtype.
+    fn read<const D: usize>(&self, shape: [usize; D]) -> Result<Tensor<D>> {
+        let (two, _) = self.bytes.as_chunks::<2>();
+        let (data, dtype) = match self.dtype {
+            Dtype::F64 => {
+                let (eight, _) = self.bytes.as_chunks::<8>();
+                let values: Vec<f64> =
+                    eight.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
+                (TensorData::new(values, shape), DType::F64)
+            }
+            Dtype::F32 => {
+                let (four, _) = self.bytes.as_chunks::<4>();
+                let values: Vec<f32> =
+                    four.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+                (TensorData::new(values, shape), DType::F32)
+            }
+            Dtype::F16 => {
+                let values: Vec<half::f16> =
+                    two.iter().map(|bytes| half::f16::from_le_bytes(*bytes)).collect();
+                (TensorData::new(values, shape), DType::F16)
+            }
+            Dtype::BF16 => {
+                let values: Vec<half::bf16> =
+                    two.iter().map(|bytes| half::bf16::from_le_bytes(*bytes)).collect();
+                (TensorData::new(values, shape), DType::BF16)
+            }
+            other => {
+                let expected = "F64, F32, F16 or BF16";
+                return Err(Error::malformed(self.file, self.name, expected, format!("{other:?}")));
+            }
+        };
+        Ok(Tensor::from_data(data, (self.device, dtype)))
+    }
+}
 
 impl Layer {
+    /// The weight's new bytes, where the adapter changes it.
     fn weight(
         &self,
         path: &str,
-        bytes: &[u8],
-        dtype: Dtype,
+        stored: &Stored<'_>,
         tensors: &SafeTensors<'_>,
-        device: &Device,
         report: &mut MergeReport,
-    ) -> Result<Changed> {
+    ) -> Result<Option<Vec<u8>>> {
         if matches!(self.part, inject::Part::Bias) {
-            return Ok(Some(None));
+            return Ok(None);
         }
-        let Some(weight) = self.matrix(bytes, dtype, device) else { return Ok(None) };
-        let (weights, rounding) = self.merged(path, weight, tensors)?;
+        let (weights, rounding) = self.merged(path, self.matrix(stored)?, tensors)?;
         report.layers.push(MergedLayer { path: path.to_owned(), kind: self.slot.kind, rounding });
-        let part = Part::Weight;
-        Ok(Some(Some(to_bytes(self.slot.in_torch_order(part, weights.weight), dtype))))
+        let weight = self.slot.in_torch_order(Part::Weight, weights.weight);
+        Ok(Some(to_bytes(weight, stored.dtype)))
     }
 
+    /// The bias's new bytes, where the adapter changes it.
     fn bias(
         &self,
         path: &str,
-        bytes: &[u8],
-        dtype: Dtype,
+        stored: &Stored<'_>,
         tensors: &SafeTensors<'_>,
-        device: &Device,
-    ) -> Result<Changed> {
-        let Some(bias) = from_bytes(bytes, dtype, &[self.slot.d_output()], device) else {
-            return Ok(None);
-        };
+    ) -> Result<Option<Vec<u8>>> {
+        let bias: Tensor<1> = stored.read([self.slot.d_output()])?;
         // The weight has no part in the bias.
-        let [d_input, d_output] = self.slot.matrix_dims();
-        let weight = Tensor::<2>::zeros([d_input, d_output], (device, bias.dtype()));
+        let weight = Tensor::<2>::zeros(self.slot.matrix_dims(), (stored.device, bias.dtype()));
         let adaptation = self.adaptation(path, &weight, tensors, false)?;
         let changed = match adaptation {
             Adaptation::LowRank(adapter) => {
                 let bias = crate::adapter::in_full(bias);
                 adapter.output_bias(Some(bias.clone()), bias.dtype())
             }
-            Adaptation::Replacement(replacement) => {
-                Some(replacement.bias.map_or(bias, |bias| bias.val()))
-            }
+            Adaptation::Replacement(replacement) => replacement.bias.map(|bias| bias.val()),
         };
-        Ok(Some(changed.map(|bias| to_bytes(bias, dtype))))
+        Ok(changed.map(|bias| to_bytes(bias, stored.dtype)))
     }
 
     fn merged(
@@ -358,47 +390,14 @@ impl Layer {
         reader.adaptation(path, &self.slot, &self.part, weight)
     }
 
-    /// The tensor in our layout: a matrix `[d_input, d_output]`.
-    fn matrix(&self, bytes: &[u8], dtype: Dtype, device: &Device) -> Option<Tensor<2>> {
+    /// The weight in our layout: a matrix `[d_input, d_output]`.
+    fn matrix(&self, stored: &Stored<'_>) -> Result<Tensor<2>> {
         let [d_input, d_output] = self.slot.matrix_dims();
-        let transposed = self.slot.is_transposed(Part::Weight);
-        let shape = if transposed { [d_output, d_input] } else { [d_input, d_output] };
-        let tensor: Tensor<2> = from_bytes(bytes, dtype, &shape, device)?;
-        Some(if transposed { tensor.transpose() } else { tensor })
+        match self.slot.is_transposed(Part::Weight) {
+            true => Ok(stored.read([d_output, d_input])?.transpose()),
+            false => stored.read([d_input, d_output]),
+        }
     }
-}
-
-fn from_bytes<const D: usize>(
-    bytes: &[u8],
-    dtype: Dtype,
-    shape: &[usize],
-    device: &Device,
-) -> Option<Tensor<D>> {
-    let (two, _) = bytes.as_chunks::<2>();
-    let (data, dtype) = match dtype {
-        Dtype::F64 => {
-            let (eight, _) = bytes.as_chunks::<8>();
-            let values: Vec<f64> = eight.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
-            (TensorData::new(values, shape), DType::F64)
-        }
-        Dtype::F32 => {
-            let (four, _) = bytes.as_chunks::<4>();
-            let values: Vec<f32> = four.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-            (TensorData::new(values, shape), DType::F32)
-        }
-        Dtype::F16 => {
-            let values: Vec<half::f16> =
-                two.iter().map(|bytes| half::f16::from_le_bytes(*bytes)).collect();
-            (TensorData::new(values, shape), DType::F16)
-        }
-        Dtype::BF16 => {
-            let values: Vec<half::bf16> =
-                two.iter().map(|bytes| half::bf16::from_le_bytes(*bytes)).collect();
-            (TensorData::new(values, shape), DType::BF16)
-        }
-        _ => return None,
-    };
-    Some(Tensor::from_data(data, (device, dtype)))
 }
 
 /// The values of a tensor, rounded to the file's dtype if they are not of it.

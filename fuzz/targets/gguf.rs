@@ -1,0 +1,70 @@
+//! A GGUF file: its header, config, tokenizer and tensors.
+#![no_main]
+
+use burn_lora_fuzz::{gguf, seeds, text, with_files};
+use libfuzzer_sys::fuzz_target;
+use lora_models::{Checkpoint, GgufFile, WeightSource};
+
+/// A file with all the keys of a small Llama, and one of each kind of block.
+fn inputs() -> Vec<Vec<u8>> {
+    const U32: u32 = 4;
+    const F32: u32 = 6;
+    const TEXT: u32 = 8;
+    const LIST: u32 = 9;
+
+    let number = |value: u32| value.to_le_bytes().to_vec();
+    let list = |kind: u32, values: Vec<Vec<u8>>| {
+        let length = (values.len() as u64).to_le_bytes();
+        [&kind.to_le_bytes()[..], &length, &values.concat()].concat()
+    };
+    let texts = |texts: &[&str]| list(TEXT, texts.iter().map(|value| text(value)).collect());
+    let keys = vec![
+        ("general.architecture", TEXT, text("llama")),
+        ("llama.embedding_length", U32, number(32)),
+        ("llama.feed_forward_length", U32, number(32)),
+        ("llama.block_count", U32, number(1)),
+        ("llama.attention.head_count", U32, number(2)),
+        ("llama.attention.head_count_kv", U32, number(1)),
+        ("llama.attention.layer_norm_rms_epsilon", F32, 1e-5f32.to_le_bytes().to_vec()),
+        ("llama.rope.freq_base", F32, 1e4f32.to_le_bytes().to_vec()),
+        ("llama.context_length", U32, number(16)),
+        ("tokenizer.ggml.model", TEXT, text("gpt2")),
+        ("tokenizer.ggml.pre", TEXT, text("smollm")),
+        ("tokenizer.ggml.tokens", LIST, texts(&["a", "b", "ab", "<s>"])),
+        ("tokenizer.ggml.token_type", LIST, list(U32, [1, 1, 1, 3].map(number).to_vec())),
+        ("tokenizer.ggml.merges", LIST, texts(&["a b"])),
+        ("tokenizer.ggml.eos_token_id", U32, number(3)),
+        ("tokenizer.chat_template", TEXT, text("{{ messages[0].content }}")),
+    ];
+    // The type of a block, and its bytes for 32 values.
+    let blocks = [(0, 128), (1, 64), (30, 64), (8, 34), (2, 18), (3, 20)];
+    let tensors = |rows: usize| {
+        let block = |(kind, bytes): (u32, usize)| (kind, vec![7; rows * bytes]);
+        let names = ["token_embd", "blk.0.attn_q", "blk.0.attn_k", "blk.0.ffn_up", "output", "x"];
+        names.into_iter().zip(blocks.map(block))
+    };
+    let shape: &[u64] = &[32, 4];
+    let named: Vec<(String, (u32, Vec<u8>))> =
+        tensors(4).map(|(name, block)| (format!("{name}.weight"), block)).collect();
+    let named: Vec<_> = named
+        .iter()
+        .map(|(name, (kind, bytes))| (name.as_str(), *kind, shape, bytes.clone()))
+        .collect();
+    vec![gguf(&keys, &named), gguf(&keys, &[]), gguf(&[], &named)]
+}
+
+fuzz_target!(init: seeds(inputs), |data: &[u8]| {
+    with_files(&[("model.gguf", data)], |folder| {
+        let path = folder.join("model.gguf");
+        if let Ok(file) = GgufFile::open(&path) {
+            let _ = file.config();
+            let _ = file.tokenizer_parts();
+            for name in WeightSource::names(&file) {
+                if let Ok(tensor) = WeightSource::read(&file, &name) {
+                    assert_eq!(tensor.data.len(), tensor.shape.iter().product::<usize>());
+                }
+            }
+        }
+        let _ = Checkpoint::open(&path);
+    });
+});

@@ -127,7 +127,8 @@ impl LoraAdapter {
     /// An adapter from given values: A `[d_input, rank]`, B `[rank, d_output]`.
     ///
     /// # Errors
-    /// When A's columns are not B's rows, the rank is 0, or alpha is 0 or not finite.
+    /// When A's columns are not B's rows, their dtypes differ, the rank is 0, or alpha is not finite or
+    /// 0 in f32.
     ///
     /// # Example
     /// ```
@@ -166,7 +167,11 @@ impl LoraAdapter {
         if lora_a.dims()[1] == 0 {
             return Err(Error::setting("rank", "at least 1", 0));
         }
-        if alpha == 0.0 || !(alpha as f32).is_finite() {
+        if lora_a.dtype() != lora_b.dtype() {
+            let expected = format!("{:?}, the dtype of A", lora_a.dtype());
+            return Err(Error::setting("lora_b", expected, format!("{:?}", lora_b.dtype())));
+        }
+        if alpha as f32 == 0.0 || !(alpha as f32).is_finite() {
             return Err(Error::setting("alpha", "a finite number other than 0", alpha));
         }
         Ok(Self::unchecked(lora_a, lora_b, alpha, rule))
@@ -229,6 +234,10 @@ impl LoraAdapter {
     /// The probability with which a value of the adapter's input is set to zero in training.
     pub fn dropout(&self) -> f64 {
         self.dropout
+    }
+
+    pub(crate) fn set_dropout(&mut self, dropout: f64) {
+        self.dropout = dropout;
     }
 
     /// The starting product A0·B0 that is subtracted from the update, where there is one, as A0
@@ -335,6 +344,9 @@ impl LoraAdapter {
     /// adapter) and without autodiff. DoRA's magnitudes are not in it: they act on the whole weight.
     ///
     /// Only merging needs it: no forward or backward pass ever forms it.
+    ///
+    /// # Panics
+    /// For the adapter of a grouped convolution, whose update is no product of two matrices.
     pub fn delta_weight(&self) -> Tensor<2> {
         let (a, b) = self.factors();
         let [a, b] = [a, b].map(|factor| in_full(factor.without_autodiff()));
@@ -511,9 +523,12 @@ pub(crate) fn in_dtype<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tenso
     if tensor.dtype() == dtype { tensor } else { tensor.cast(dtype) }
 }
 
-/// With autodiff where the device has it, without where it has not.
+/// With autodiff where the device has it, and its way of checkpointing; without where it has not.
 pub(crate) fn on<const D: usize>(tensor: Tensor<D>, device: &Device) -> Tensor<D> {
-    if device.is_autodiff() { tensor.autodiff() } else { tensor.without_autodiff() }
+    match device.gradient_checkpointing_strategy() {
+        Some(strategy) => tensor.autodiff().with_gradient_checkpointing_strategy(strategy),
+        None => tensor.without_autodiff(),
+    }
 }
 
 /// The dtype of an adapter: as asked; else f32 beside a half-precision weight too, since a step of the

@@ -15,7 +15,8 @@ use crate::visit::VisitLora;
 /// round; rows of tokens that are not in the batch have none.
 ///
 /// # Errors
-/// With every module that got no gradient, one that is zero, or NaN or infinity.
+/// With every module that got no gradient, one that is zero, or NaN or infinity; when nothing adapts the
+/// model.
 ///
 /// # Example
 /// ```
@@ -39,8 +40,9 @@ use crate::visit::VisitLora;
 /// # Ok::<(), lora_core::Error>(())
 /// ```
 pub fn audit_gradients<M: VisitLora>(model: &M, gradients: &Gradients) -> Result<()> {
-    let mut problems = Vec::new();
+    let (mut problems, mut any) = (Vec::new(), false);
     model.visit_lora("", &mut |path, layer| {
+        any |= layer.adaptation().is_some();
         if layer.is_merged() || !layer.is_enabled() {
             if layer.adaptation().is_some() {
                 let why = if layer.is_merged() { "merged" } else { "disabled" };
@@ -72,6 +74,9 @@ pub fn audit_gradients<M: VisitLora>(model: &M, gradients: &Gradients) -> Result
             }
         }
     });
+    if !any {
+        problems.push("nothing adapts the model".to_owned());
+    }
     if problems.is_empty() { Ok(()) } else { Err(ErrorKind::NoGradient { problems }.into()) }
 }
 

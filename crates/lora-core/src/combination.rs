@@ -2,17 +2,20 @@
 
 use std::fmt;
 
-use burn::module::Param;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor};
 
 use crate::adapter::{LoraAdapter, in_dtype, in_full, on};
-use crate::combine::{LowRank, Part, cat, check_density, dare, factorise, recompress, ties};
+use crate::combine::{
+    LowRank, Part, cat, check_density, dare, factorise, recompress, same_shape, ties,
+};
 use crate::config::path_hash;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::Adaptation;
 use crate::replacement::Replacement;
 use crate::scaling::Scaling;
 use crate::set::AdapterSet;
+use crate::sets::with_new_ids;
 
 /// How [`combine`] makes one update of several: D_i is that of set i, scaling A·B `[d_input, d_output]`
 /// of one layer, and w_i its weight.
@@ -146,11 +149,11 @@ impl fmt::Display for CombineReport {
 /// [`LoraAdapter::into_plain`] has them. A set without a layer has the update zero there. Biases of the
 /// up matrix are summed by weight, which only [`Cat`](Combination::Cat) and
 /// [`Linear`](Combination::Linear) have; values in place of a layer's own (its bias, or all of it) and
-/// DoRA's magnitudes have no sum with anything, and are taken over where they are a layer's only part,
-/// with weight 1.
+/// DoRA's magnitudes have no sum with anything, and are taken over as they are (with their scaling and
+/// dropout) where they are a layer's only part, with weight 1.
 ///
 /// # Errors
-/// When there is no part; a weight is not finite; a rank or density cannot be used; a singular value
+/// When there is no part; a weight, or a value of a set, is not finite; a rank or density cannot be used; a singular value
 /// decomposition does not converge. [`ErrorKind::NotCombinable`] names all the layers that have no such
 /// combination: DoRA, replaced values and biases as above; any DoRA where a rank is to be cut; grouped
 /// convolutions where a rank is to be cut, since their update is no product of matrices.
@@ -197,6 +200,12 @@ pub fn combine(
         return Err(ErrorKind::NotCombinable { problems }.into());
     }
 
+    for (path, shares) in &layers {
+        if !shares.iter().all(|share| is_finite(share.adaptation)) {
+            return Err(ErrorKind::NonFinite { path: (*path).to_owned() }.into());
+        }
+    }
+
     let mut report = CombineReport::default();
     let mut entries = Vec::new();
     for (path, shares) in layers {
@@ -206,9 +215,22 @@ pub fn combine(
             Adaptation::Replacement(_) => None,
         };
         report.layers.push(CombinedLayer { path: path.to_owned(), rank, error });
-        entries.push((path.to_owned(), adaptation));
+        entries.push((path.to_owned(), with_new_ids(adaptation)));
     }
     Ok((AdapterSet::from_entries(entries), report))
+}
+
+fn is_finite(adaptation: &Adaptation) -> bool {
+    struct Finite(bool);
+    impl ModuleVisitor for Finite {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let value = param.val().without_autodiff();
+            self.0 = self.0 && value.is_finite().all().into_scalar::<bool>();
+        }
+    }
+    let mut finite = Finite(true);
+    adaptation.visit(&mut finite);
+    finite.0
 }
 
 impl AdapterSet {
@@ -447,6 +469,7 @@ impl Combination {
             }
             Self::Dare { density, seed, rank } => {
                 let dropped = dropped(path, shares, density, seed)?;
+                same_shape(dropped.iter().map(|(update, _)| update.dims()))?;
                 let terms = dropped.into_iter().map(|(update, weight)| update.mul_scalar(weight));
                 let whole = terms.reduce(|sum, term| sum + term).expect("a layer has a share");
                 cut(&whole, rank, shares)

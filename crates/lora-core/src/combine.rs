@@ -193,7 +193,9 @@ fn cut(svd: &Svd, rank: usize, options: (&Device, DType)) -> Result<LowRank> {
     Ok(LowRank { a, b, error })
 }
 
-fn same_shape<const N: usize>(shapes: impl IntoIterator<Item = [usize; N]>) -> Result<[usize; N]> {
+pub(crate) fn same_shape<const N: usize>(
+    shapes: impl IntoIterator<Item = [usize; N]>,
+) -> Result<[usize; N]> {
     let mut shapes = shapes.into_iter();
     let Some(first) = shapes.next() else {
         return Err(Error::setting("adapters", "at least one to combine", 0));

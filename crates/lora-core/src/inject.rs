@@ -78,6 +78,20 @@ pub struct InjectReport {
     pub parameters: ParameterCount,
 }
 
+/// The model with everything frozen but what adapts it already.
+pub(crate) fn frozen_beside_adapters<M: Module + VisitLora>(model: M) -> M {
+    let mut adaptations = Vec::new();
+    model.visit_lora("", &mut |_, layer| adaptations.push(layer.adaptation()));
+    let mut model = frozen(model);
+    let mut adaptations = adaptations.into_iter();
+    model.visit_lora_mut("", &mut |_, layer| {
+        if let Some(adaptation) = adaptations.next().flatten() {
+            layer.restore(adaptation);
+        }
+    });
+    model
+}
+
 /// Freezes the model and attaches what `config` asks for to each layer.
 ///
 /// # Errors
@@ -170,6 +184,13 @@ impl Plan {
                 let found = format!("'{path}', a {} layer", layer.kind().name());
                 problems.push(ConfigProblem::setting("trainable_tokens", "an embedding", found));
             }
+            if let [_, (name, _), ..] = tokens.as_slice() {
+                problems.push(ConfigProblem::setting(
+                    "trainable_tokens",
+                    "one entry for an embedding",
+                    format!("'{name}', which means '{path}' again"),
+                ));
+            }
             if let (Part::LowRank(AdapterConfig { lora_bias: true, .. }), LayerKind::Embedding) =
                 (&part, layer.kind())
             {
@@ -255,7 +276,7 @@ pub(crate) fn attach<M: Module + VisitLora>(
     plan: Plan,
     mut make: impl FnMut(&str, &Part, &dyn AdaptableLayer) -> Result<Adaptation>,
 ) -> Result<(M, InjectReport)> {
-    let mut model = frozen(model);
+    let mut model = frozen_beside_adapters(model);
     let mut report = InjectReport::default();
     let mut parts = plan.parts.into_iter().peekable();
     let mut failure = None;

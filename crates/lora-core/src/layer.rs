@@ -3,11 +3,11 @@
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor};
 
-use crate::adapter::{LoraAdapter, column_squares, in_dtype, in_full};
+use crate::adapter::{LoraAdapter, column_squares, in_dtype, in_full, on};
 use crate::config::AdapterConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::frozen::{FrozenLayer, LayerKind, Weights};
-use crate::replacement::Replacement;
+use crate::frozen::{FrozenLayer, LayerKind, Weights, frozen_param};
+use crate::replacement::{Replacement, TokenRows};
 use crate::samples::Samples;
 
 /// A frozen layer with a trainable low-rank update; [`LoraLinear`](crate::LoraLinear),
@@ -197,20 +197,37 @@ pub(crate) fn merge_matrix(
     };
     let bias = bias.map(|bias| in_dtype(bias.without_autodiff(), computed));
     let bias = adapter.output_bias(bias, computed);
-    let bias = bias.map(|bias| in_dtype(bias.without_autodiff(), dtype));
-    let weight = in_dtype(full.clone(), dtype);
+    rounded(&base, Weights { weight: full, bias }, path)
+}
+
+/// What replaces the weight and bias of a layer, rounded once to the dtype of W.
+pub(crate) fn merge_replacement(
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+    replacement: &Replacement,
+    path: &str,
+) -> Result<(Weights, Rounding)> {
+    let base = weight.without_autodiff();
+    let full = replacement.weights_over(in_full(base.clone()), bias.map(in_full));
+    rounded(&base, full, path)
+}
+
+/// `full` in the dtype of `base`, the weight so far; an error where it is not finite there.
+fn rounded(base: &Tensor<2>, full: Weights, path: &str) -> Result<(Weights, Rounding)> {
+    let dtype = base.dtype();
+    let weight = in_dtype(full.weight.clone(), dtype);
+    let bias = full.bias.map(|bias| in_dtype(bias.without_autodiff(), dtype));
     // Checked after the rounding: a sum that is finite in f32 may not be in f16.
     let finite = |bias: &Tensor<1>| bias.clone().is_finite().all().into_scalar::<bool>();
     if !weight.clone().is_finite().all().into_scalar::<bool>() || !bias.iter().all(finite) {
         return Err(ErrorKind::NonFinite { path: path.to_owned() }.into());
     }
-    let rounding = Rounding::between(&base, full, &weight);
+    let rounding = Rounding::between(base, full.weight, &weight);
     Ok((Weights { weight, bias }, rounding))
 }
 
 impl Weights {
     pub(crate) fn on(self, device: &burn::tensor::Device) -> Self {
-        use crate::adapter::on;
         Self { weight: on(self.weight, device), bias: self.bias.map(|bias| on(bias, device)) }
     }
 }
@@ -235,7 +252,7 @@ impl Rounding {
         }
         let norm = |tensor: Tensor<2>| tensor.square().sum().sqrt().into_scalar::<f64>();
         let error = in_dtype(rounded.clone(), exact.dtype()) - exact.clone();
-        let update = norm(exact - in_full(base.clone()));
+        let update = norm(exact.clone() - in_dtype(base.clone(), exact.dtype()));
         let absolute = error.clone().abs();
         Self {
             largest: absolute.clone().max().into_scalar::<f64>(),
@@ -267,19 +284,29 @@ impl<F: FrozenLayer> ReplacedLayer<F> {
         &self.replacement
     }
 
-    /// The weight that acts, with the gradient where it trains.
+    /// The weight that acts, with the gradient where it trains: while merged, it does not.
     pub(crate) fn weight(&self) -> Tensor<2> {
         let own = self.base.weight();
         match &self.replacement.weight {
-            Some(weight) if self.enabled => in_dtype(weight.val(), own.dtype()),
+            Some(weight) if self.enabled => in_dtype(self.trained(weight), own.dtype()),
             _ => own,
+        }
+    }
+
+    fn trained<const D: usize>(&self, param: &Param<Tensor<D>>) -> Tensor<D> {
+        let value = param.val();
+        match self.merged {
+            true => on(value.clone().without_autodiff(), &value.device()),
+            false => value,
         }
     }
 
     /// The bias that acts.
     pub(crate) fn bias(&self) -> Option<Tensor<1>> {
         match &self.replacement.bias {
-            Some(bias) if self.enabled => Some(in_dtype(bias.val(), self.base.weight().dtype())),
+            Some(bias) if self.enabled => {
+                Some(in_dtype(self.trained(bias), self.base.weight().dtype()))
+            }
             _ => self.base.bias(),
         }
     }
@@ -290,8 +317,15 @@ impl<F: FrozenLayer> ReplacedLayer<F> {
     }
 
     /// The rows that act.
-    pub(crate) fn tokens(&self) -> Option<&crate::replacement::TokenRows> {
-        self.replacement.tokens.as_ref().filter(|_| self.enabled)
+    pub(crate) fn tokens(&self) -> Option<TokenRows> {
+        let tokens = self.replacement.tokens.as_ref().filter(|_| self.enabled)?;
+        match self.merged {
+            true => {
+                let rows = frozen_param(self.trained(&tokens.rows));
+                Some(tokens.with_rows(rows))
+            }
+            false => Some(tokens.clone()),
+        }
     }
 }
 
@@ -444,6 +478,8 @@ pub(crate) mod private {
         fn set_merged(&mut self, weights: Option<Weights>);
         /// Puts on something that fits in place of what is there, enabled; `None` takes that off.
         fn exchange(&mut self, adaptation: Option<Adaptation>);
+        /// Puts back what is there, as it was before it was frozen.
+        fn restore(&mut self, adaptation: Adaptation);
         fn set_samples(&mut self, samples: Option<Samples>);
         /// Whether each sample of a batch has an adapter of its own.
         fn is_mixed(&self) -> bool;
@@ -462,7 +498,8 @@ impl<F: FrozenLayer> private::Sealed for Adaptable<F> {
                 Err(ErrorKind::AlreadyMerged { path: path.to_owned() }.into())
             }
             Self::Replaced(layer) => {
-                Ok(Some((layer.replacement.weights(&layer.base), Rounding::default())))
+                let base = &layer.base;
+                merge_replacement(base.weight(), base.bias(), &layer.replacement, path).map(Some)
             }
         }
     }
@@ -482,6 +519,14 @@ impl<F: FrozenLayer> private::Sealed for Adaptable<F> {
             }
             (Self::Lora(layer), Some(Adaptation::LowRank(adapter))) => layer.exchange(adapter),
             (slot, Some(adaptation)) => *slot = Self::adapted(slot.frozen(), adaptation),
+        }
+    }
+
+    fn restore(&mut self, adaptation: Adaptation) {
+        match (self, adaptation) {
+            (Self::Lora(layer), Adaptation::LowRank(adapter)) => layer.adapter = adapter,
+            (Self::Replaced(layer), Adaptation::Replacement(own)) => layer.replacement = own,
+            _ => {}
         }
     }
 

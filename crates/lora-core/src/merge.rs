@@ -123,14 +123,18 @@ fn changes_embedding_only(layer: &dyn AdaptableLayer) -> bool {
 /// Takes every adapter out of the weights again, all or none; the bases' very bits are back.
 ///
 /// # Errors
-/// When a layer with an adapter is not merged; then nothing has changed.
+/// When a layer with an adapter is not merged, or no layer is; then nothing has changed.
 pub fn unmerge<M: VisitLora>(model: &mut M) -> Result<()> {
-    let mut unmerged = None;
+    let (mut unmerged, mut any) = (None, false);
     model.visit_lora("", &mut |path, layer| {
+        any |= layer.is_merged();
         if layer.adaptation().is_some() && !layer.is_merged() {
             unmerged.get_or_insert_with(|| path.to_owned());
         }
     });
+    if !any {
+        unmerged.get_or_insert_default();
+    }
     if let Some(path) = unmerged {
         return Err(ErrorKind::NotMerged { path }.into());
     }

@@ -92,6 +92,7 @@ impl TokenRows {
     /// # Errors
     /// When `ids` is empty, names a row twice, or one that is not there.
     pub(crate) fn new(weight: &Tensor<2>, ids: &[usize]) -> Result<Self> {
+        check_ids(ids, weight.dims()[0])?;
         let rows = weight.clone().without_autodiff();
         let indices = index_tensor(ids, &rows);
         let rows = on(in_full(rows.select(0, indices)), &weight.device());
@@ -113,6 +114,11 @@ impl TokenRows {
             slots: Tensor::from_data(TensorData::new(slots, [vocabulary]), &device),
             ids: ids.to_vec(),
         })
+    }
+
+    /// The same tokens with other rows.
+    pub(crate) fn with_rows(&self, rows: Param<Tensor<2>>) -> Self {
+        Self { rows, ..self.clone() }
     }
 
     /// The token ids, in the order of the rows.

@@ -4,8 +4,7 @@ use burn::module::Module;
 
 use crate::adapter::LoraAdapter;
 use crate::error::{Error, ErrorKind, Result};
-use crate::frozen::frozen;
-use crate::inject::InjectReport;
+use crate::inject::{InjectReport, frozen_beside_adapters};
 use crate::layer::Adaptation;
 use crate::visit::VisitLora;
 
@@ -70,7 +69,7 @@ impl AdapterSet {
     /// of it is checked before anything is attached.
     pub fn attach<M: Module + VisitLora>(self, model: M) -> Result<(M, InjectReport)> {
         self.check(&model)?;
-        let mut model = frozen(model);
+        let mut model = frozen_beside_adapters(model);
         self.put_on(&mut model)?;
         let report = InjectReport::of(&model);
         Ok((model, report))

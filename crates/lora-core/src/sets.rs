@@ -22,8 +22,10 @@ use crate::visit::VisitLora;
 ///
 /// A layer holds what acts and nothing else. The registry knows its own adapters in a model by their
 /// parameters' ids, which optimisers keep: every method that gets the model stores what trained there
-/// back into its set first, so that no step of an optimiser is lost. A set need not have all layers that
-/// another has.
+/// back into its set first, so that no step of an optimiser is lost. A copy without autodiff
+/// ([`Module::valid`]) is not stored over a set that trains; a clone with autodiff is, since nothing tells
+/// it from the model: give the registry one of them only. A set need not have all layers that another
+/// has.
 ///
 /// # Example
 /// ```
@@ -251,6 +253,7 @@ impl AdapterSets {
         }
         let live = self.prepared(model, &names)?;
         // What trained must be in the sum; on a failure it is stored and nothing else has changed.
+        let is_bare = live.is_empty();
         self.take_up(live);
 
         let sets = self.named(&names);
@@ -272,6 +275,9 @@ impl AdapterSets {
             names: names.into_iter().map(str::to_owned).collect(),
             ids: set.iter().filter_map(|(_, adaptation)| key(adaptation)).collect(),
         };
+        if is_bare {
+            *model = frozen(model.clone());
+        }
         put_on(model, &set);
         Ok(())
     }
@@ -289,7 +295,7 @@ impl AdapterSets {
 
     /// The model for one kind of batch: its sample i runs with the set `samples[i]`, or the base for
     /// `None`. For inference; when the guard is dropped, what was active is active again, disabled where
-    /// it was.
+    /// it was. A model that nothing adapts is frozen first, and stays so.
     ///
     /// ```text
     /// y_i = x_i W + b + ((x_i A) ∘ m_i) B        A = [A_1 .. A_n]   B = [s_1 B_1; ..; s_n B_n]
@@ -311,7 +317,7 @@ impl AdapterSets {
     ///
     /// Source: the masks are PEFT's `adapter_names`, as one product; LoRAX and
     /// "Punica" ([arXiv:2310.18547](https://arxiv.org/abs/2310.18547)) serve such batches.
-    pub fn mixed<'m, M: VisitLora>(
+    pub fn mixed<'m, M: Module + VisitLora>(
         &mut self,
         model: &'m mut M,
         samples: &[Option<&str>],
@@ -326,6 +332,7 @@ impl AdapterSets {
             }
         }
         let live = self.prepared(model, &names)?;
+        let is_bare = live.is_empty();
         self.take_up(live);
 
         let sets = self.named(&names);
@@ -356,6 +363,9 @@ impl AdapterSets {
         });
         if let Some(error) = failure {
             return Err(error);
+        }
+        if is_bare {
+            *model = frozen(model.clone());
         }
         let mut parts = parts.into_iter();
         let mut before = Vec::new();
@@ -431,10 +441,13 @@ impl AdapterSets {
     fn take_up(&mut self, live: Vec<Live>) {
         for Live { path, owner, adaptation } in live {
             let Owner::Set(place) = owner else { continue };
-            if let Some(stored) = self.sets[place].1.get_mut(&path) {
-                // A model without autodiff has its adapters without; the set keeps what it had.
-                let trains = device(stored).is_some_and(|device| device.is_autodiff());
-                *stored = if trains { with_autodiff(adaptation, true) } else { adaptation };
+            let has_autodiff =
+                |adaptation: &Adaptation| device(adaptation).is_some_and(|on| on.is_autodiff());
+            // A copy for evaluation is as old as the day it was made, and cannot have trained.
+            if let Some(stored) = self.sets[place].1.get_mut(&path)
+                && has_autodiff(&adaptation) >= has_autodiff(stored)
+            {
+                *stored = adaptation;
             }
         }
     }
@@ -611,7 +624,7 @@ impl ModuleVisitor for Ids {
     }
 }
 
-fn with_new_ids(adaptation: Adaptation) -> Adaptation {
+pub(crate) fn with_new_ids(adaptation: Adaptation) -> Adaptation {
     adaptation.map(&mut NewIds)
 }
 

@@ -212,7 +212,8 @@ pub fn lora_linear(
     lora_linear_over(product, x, weight, lora_a, lora_b, scaling)
 }
 
-/// The same with x W as `product`, without autodiff, where the caller has it.
+/// The same with x W as `product`, where the caller has it: without autodiff, so that it is a constant
+/// whatever the checkpointing of x is.
 pub(crate) fn lora_linear_over(
     product: Tensor<2>,
     x: Tensor<2>,
@@ -221,7 +222,6 @@ pub(crate) fn lora_linear_over(
     lora_b: Tensor<2>,
     scaling: f64,
 ) -> Tensor<2> {
-    let product = if x.device().is_autodiff() { product.autodiff() } else { product };
     Tensor::from_dispatch(<Dispatch as LoraOps>::lora_linear(
         product.into_dispatch(),
         x.into_dispatch(),

@@ -9,18 +9,18 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata};
 
-use super::WEIGHTS_FILE;
 use super::config::read_adapter_config;
 use super::keys::{Part, Slot};
 use super::load::{LoadOptions, Reader};
 use super::save::write_new_folder;
-use crate::config::LoraConfig;
+use super::{CONFIG_FILE, WEIGHTS_FILE};
+use crate::config::{LoraConfig, Patterns};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::{LayerKind, Weights};
 use crate::inject;
-use crate::layer::{Adaptation, merge_matrix};
+use crate::layer::{Adaptation, Rounding, merge_matrix, merge_replacement};
 use crate::merge::{MergeReport, MergedLayer};
-use crate::target::is_named;
+use crate::target::{TargetModules, is_named};
 
 /// Merges the adapter in the folder `adapter` into the Hugging Face checkpoint in the folder `base`,
 /// and writes the result to the new folder `output`: the same files with the adapted tensors changed,
@@ -50,6 +50,7 @@ pub fn merge_checkpoint(
 ) -> Result<MergeReport> {
     let (base, adapter) = (base.as_ref(), adapter.as_ref());
     let config = read_adapter_config(adapter)?;
+    refuse_other_order(adapter)?;
     let path = adapter.join(WEIGHTS_FILE);
     let bytes = fs::read(&path).map_err(|source| Error::io(&path, source))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|source| {
@@ -79,6 +80,24 @@ pub fn merge_checkpoint(
         Ok(())
     })?;
     Ok(report)
+}
+
+/// An adapter that says `fan_in_fan_out` belongs to weights that are stored `[d_input, d_output]`. A model
+/// that was loaded has them in its own order; a square one of a file gives no sign of it.
+fn refuse_other_order(adapter: &Path) -> Result<()> {
+    let path = adapter.join(CONFIG_FILE);
+    let text = fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
+    let config: serde_json::Value = serde_json::from_str(&text).map_err(|source| {
+        Error::malformed(&path, "the file", "a JSON object", format!("an error: {source}"))
+    })?;
+    match config.get("fan_in_fan_out") {
+        Some(serde_json::Value::Bool(true)) => {
+            let expected = "false, for weights in the order [d_output, d_input]";
+            let found = "true; load the model and merge it";
+            Err(Error::malformed(&path, "fan_in_fan_out", expected, found))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The checkpoint's weight files, and its other files.
@@ -168,6 +187,11 @@ impl Plan {
         let reader = Reader::new(tensors, &options);
         let mut layers = BTreeMap::new();
         let mut problems = reader.problems();
+        let mut unusable = Vec::new();
+        let patterns = Patterns::new(config, &mut unusable);
+        if !unusable.is_empty() {
+            return Err(Error::config(unusable));
+        }
         for (path, parts) in reader.layers() {
             let (weight, bias) = (find(&format!("{path}.weight")), find(&format!("{path}.bias")));
             let Some(weight) = weight else {
@@ -182,21 +206,40 @@ impl Plan {
                 problems.push(format!("{path}.weight: no layer has the shape {weight:?}"));
                 continue;
             };
-            let part = if parts.contains(&Part::A) || parts.contains(&Part::B) {
-                inject::Part::LowRank(config.resolve(&path)?)
+            let (part, own) = if parts.contains(&Part::A) || parts.contains(&Part::B) {
+                let low_rank = patterns.resolve(&path);
+                let own = [
+                    (true, Part::A),
+                    (true, Part::B),
+                    (true, Part::BaseWeight),
+                    (low_rank.lora_bias, Part::LoraBias),
+                    (low_rank.dora, Part::Magnitude),
+                    (low_rank.train_bias && slot.has_bias(), Part::BaseBias),
+                ];
+                let own = own.into_iter().filter(|(is_read, _)| *is_read).map(|(_, part)| part);
+                (inject::Part::LowRank(low_rank), own.collect())
             } else if parts.contains(&Part::Tokens) {
-                inject::Part::Tokens(tokens_of(config, &path))
+                let tokens = inject::Part::Tokens(tokens_of(config, &path));
+                (tokens, vec![Part::Tokens, Part::BaseWeight])
             } else if parts.contains(&Part::Weight) {
-                inject::Part::Whole
+                let bias = slot.has_bias().then_some(Part::Bias);
+                (inject::Part::Whole, [Part::Weight].into_iter().chain(bias).collect())
             } else {
-                inject::Part::Bias
+                let bias = slot.has_bias().then_some(Part::Bias);
+                (inject::Part::Bias, bias.into_iter().collect::<Vec<_>>())
             };
+            let left = parts.iter().filter(|part| !own.contains(part));
+            problems.extend(left.map(|part| {
+                let key = super::keys::key(&path, slot.kind, *part);
+                format!("{key} is in the file, but belongs to no target")
+            }));
             let adds_bias = parts.contains(&Part::LoraBias) && bias.is_none();
             if adds_bias {
                 problems.push(format!("{path}.bias is not in the checkpoint, and would be needed"));
             }
             layers.insert(path, Layer { slot, part });
         }
+        problems.extend(absent(config, shards, &layers));
         match problems.is_empty() {
             true => Ok(Self { layers }),
             false => Err(ErrorKind::AdapterMismatch { path: adapter.to_owned(), problems }.into()),
@@ -205,9 +248,15 @@ impl Plan {
 
     /// Whether the embedding is changed and is the head too.
     fn changes_tied_embedding(&self, base: &Path, shards: &[Shard]) -> Result<bool> {
-        let changed = self.layers.iter().any(|(_, layer)| {
-            layer.slot.kind == LayerKind::Embedding
-                && !matches!(layer.part, inject::Part::Tokens(_))
+        // Of a layer that trained as a whole, only its name says that it is an embedding.
+        let is_named_so = |path: &str| {
+            let name = path.rsplit('.').next().unwrap_or(path);
+            name.contains("embed") || ["wte", "shared"].contains(&name)
+        };
+        let changed = self.layers.iter().any(|(path, layer)| match layer.part {
+            inject::Part::Tokens(_) => false,
+            inject::Part::Whole => is_named_so(path),
+            _ => layer.slot.kind == LayerKind::Embedding,
         });
         if !changed || shards.iter().any(|shard| shard.shape("lm_head.weight").is_some()) {
             return Ok(false);
@@ -268,6 +317,28 @@ impl Plan {
         let file = copy.into_inner().map_err(|error| write_error(error.into_error()))?;
         file.sync_all().map_err(write_error)
     }
+}
+
+/// The targets among the checkpoint's layers for which the file has no factors.
+fn absent(config: &LoraConfig, shards: &[Shard], layers: &BTreeMap<String, Layer>) -> Vec<String> {
+    if config.target_modules == TargetModules::AllLinear {
+        return Vec::new(); // which of the weights are linear layers, a checkpoint does not say
+    }
+    let names = shards.iter().flat_map(Shard::names);
+    let paths: Vec<String> = names
+        .filter_map(|name| {
+            let path = name.strip_suffix(".weight")?;
+            let dims = shards.iter().find_map(|shard| shard.shape(&name))?.len();
+            (dims >= 2).then(|| path.to_owned())
+        })
+        .collect();
+    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+    let selected = config.select(&paths, None).selected;
+    let targets = paths.iter().zip(selected).filter(|(_, selected)| *selected);
+    targets
+        .filter(|(path, _)| !layers.contains_key(**path))
+        .map(|(path, _)| format!("{path} is a target, and the file has nothing for it"))
+        .collect()
 }
 
 /// The token ids whose rows of the embedding at `path` were trained.
@@ -357,7 +428,14 @@ impl Layer {
             }
             Adaptation::Replacement(replacement) => replacement.bias.map(|bias| bias.val()),
         };
-        Ok(changed.map(|bias| to_bytes(bias, stored.dtype)))
+        let Some(changed) = changed else { return Ok(None) };
+        let bytes = to_bytes(changed, stored.dtype);
+        // As written: what is finite in f32 may not be in f16.
+        let written = Stored { bytes: &bytes, ..*stored }.read::<1>([self.slot.d_output()])?;
+        match written.is_finite().all().into_scalar::<bool>() {
+            true => Ok(Some(bytes)),
+            false => Err(ErrorKind::NonFinite { path: path.to_owned() }.into()),
+        }
     }
 
     fn merged(
@@ -365,14 +443,14 @@ impl Layer {
         path: &str,
         weight: Tensor<2>,
         tensors: &SafeTensors<'_>,
-    ) -> Result<(Weights, crate::layer::Rounding)> {
+    ) -> Result<(Weights, Rounding)> {
         if self.slot.groups() > 1 && matches!(self.part, inject::Part::LowRank(_)) {
             return Err(ErrorKind::GroupedConvolution { path: path.to_owned() }.into());
         }
         match self.adaptation(path, &weight, tensors, true)? {
             Adaptation::LowRank(adapter) => merge_matrix(weight, None, &adapter, path),
             Adaptation::Replacement(replacement) => {
-                Ok((replacement.weights_over(weight, None), crate::layer::Rounding::default()))
+                merge_replacement(weight, None, &replacement, path)
             }
         }
     }

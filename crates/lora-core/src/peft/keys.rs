@@ -132,6 +132,9 @@ impl Slot {
         a: Option<&[usize]>,
         bias: bool,
     ) -> Option<Self> {
+        if weight.contains(&0) {
+            return None;
+        }
         let (kind, shape) = match *weight {
             [vocabulary, width] if is_embedding => (LayerKind::Embedding, vec![vocabulary, width]),
             [d_output, d_input] => (LayerKind::Linear, vec![d_input, d_output]),

@@ -338,6 +338,7 @@ impl<'a> Reader<'a> {
         let [lora_a, lora_b] = [a, b].map(|matrix| matrix.matrix(&device, dtype));
         let mut adapter =
             LoraAdapter::from_tensors_grouped(lora_a, lora_b, config.alpha, config.scaling)?;
+        adapter.set_dropout(config.dropout);
         adapter.lora_bias = lora_bias;
         adapter.magnitude = magnitude;
         adapter.base_bias = base_bias;

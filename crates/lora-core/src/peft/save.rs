@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::module::Param;
 use burn::tensor::{DType, Tensor};
@@ -16,6 +16,7 @@ use super::{CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE};
 use crate::adapter::LoraAdapter;
 use crate::config::{LoraConfig, TrainedBias};
 use crate::error::{Error, ErrorKind, Result};
+use crate::init::fresh_seed;
 use crate::layer::Adaptation;
 use crate::target::TargetModules;
 use crate::visit::VisitLora;
@@ -42,7 +43,7 @@ pub fn save_adapter<M: VisitLora>(
 }
 
 /// A mixed batch is no adapter of its own.
-fn check_unmixed<M: VisitLora>(model: &M) -> Result<()> {
+pub(crate) fn check_unmixed<M: VisitLora>(model: &M) -> Result<()> {
     let mut mixed = None;
     model.visit_lora("", &mut |path, layer| {
         if layer.is_mixed() {
@@ -306,13 +307,10 @@ pub(super) fn write_new_folder(
     if folder.exists() {
         return Err(ErrorKind::Exists { path: folder.to_owned() }.into());
     }
-    let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    let sibling = folder.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-    // What an interrupted save of a process with the same number left behind must not come along.
-    let _ = fs::remove_dir_all(&sibling);
-    let written = fs::create_dir_all(&sibling)
-        .map_err(|source| Error::io(&sibling, source))
-        .and_then(|()| fill(&sibling))
+    let sibling = sibling(folder);
+    create_parent(folder)?;
+    fs::create_dir(&sibling).map_err(|source| Error::io(&sibling, source))?;
+    let written = fill(&sibling)
         .and_then(|()| fs::rename(&sibling, folder).map_err(|source| Error::io(folder, source)));
     if written.is_err() {
         // The first failure is what the caller must see; a folder that stays behind is named .tmp.
@@ -329,20 +327,40 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     if path.exists() {
         return Err(ErrorKind::Exists { path: path.to_owned() }.into());
     }
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let sibling = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-    let written = write(&sibling, bytes)
-        .and_then(|()| fs::rename(&sibling, path).map_err(|source| Error::io(path, source)));
+    let sibling = sibling(path);
+    let written = write(&sibling, bytes).and_then(|()| {
+        // A link never takes another file's name, as a rename would; not every file system has them.
+        match fs::hard_link(&sibling, path) {
+            Ok(()) => fs::remove_file(&sibling).map_err(|source| Error::io(&sibling, source)),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                Err(ErrorKind::Exists { path: path.to_owned() }.into())
+            }
+            Err(_) => fs::rename(&sibling, path).map_err(|source| Error::io(path, source)),
+        }
+    });
     if written.is_err() {
         let _ = fs::remove_file(&sibling); // the first failure is what the caller must see
     }
     written
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::create_dir_all(folder).map_err(|source| Error::io(folder, source))?;
+/// A hidden name beside `path` that no other save has, of this process or of one with the same number.
+fn sibling(path: &Path) -> PathBuf {
+    const SHOWN: usize = 32; // characters of the name, which may be as long as names can be
+    let name: String =
+        path.file_name().unwrap_or_default().to_string_lossy().chars().take(SHOWN).collect();
+    path.with_file_name(format!(".{name}.{:016x}.tmp", fresh_seed()))
+}
+
+fn create_parent(path: &Path) -> Result<()> {
+    match path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        Some(folder) => fs::create_dir_all(folder).map_err(|source| Error::io(folder, source)),
+        None => Ok(()),
     }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    create_parent(path)?;
     let mut file = File::create(path).map_err(|source| Error::io(path, source))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|source| Error::io(path, source))
 }

@@ -7,6 +7,7 @@ use crate::config::{LoraConfig, TrainedBias};
 use crate::error::{ErrorKind, Result};
 use crate::frozen::LayerKind;
 use crate::layer::Adaptation;
+use crate::peft::check_unmixed;
 use crate::scaling::Scaling;
 use crate::target::TargetModules;
 use crate::visit::VisitLora;
@@ -242,8 +243,9 @@ pub fn check_model_for<M: VisitLora>(model: &M, readers: &[Reader]) -> Result<()
 /// asks for.
 ///
 /// # Errors
-/// [`ErrorKind::NotPortable`] with every rule that is broken.
+/// [`ErrorKind::NotPortable`] with every rule that is broken; when the model is that of a mixed batch.
 pub fn check_written_for<M: VisitLora>(model: &M, readers: &[Reader]) -> Result<()> {
+    check_unmixed(model)?;
     let problems = model_problems(model, readers).into_iter();
     answer(problems.filter(|problem| !problem.is_folded() && !problem.is_servers()).collect())
 }
@@ -280,7 +282,7 @@ fn config_problems(config: &LoraConfig, reader: Reader) -> Vec<PortabilityProble
     add(!config.trainable_tokens.is_empty(), Rule::TrainableTokens, found, "trainable_tokens");
     let doubled = if config.init.starts_from_weight() { 2 } else { 1 };
     let ranks = config.rank_pattern.iter().map(|(_, rank)| *rank).chain([config.rank]);
-    let rank = doubled * ranks.max().unwrap_or_default();
+    let rank = ranks.max().unwrap_or_default().saturating_mul(doubled);
     match reader {
         Reader::Vllm => {
             let ranks = !config.rank_pattern.is_empty();
@@ -336,7 +338,8 @@ fn model_problems<M: VisitLora>(model: &M, readers: &[Reader]) -> Vec<Portabilit
         layers.push(Adapted { path: path.to_owned(), kind: layer.kind(), adaptation });
     });
     // A model that names an output layer and does not have it makes its output with the embedding.
-    let tied = model.output_layer().is_some() && !has_output;
+    let names_a_tie = model.output_layer().is_some() || model.tied_embedding().is_some();
+    let tied = names_a_tie && !has_output;
     readers.iter().flat_map(|reader| layer_problems(&layers, tied, *reader)).collect()
 }
 

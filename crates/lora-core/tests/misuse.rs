@@ -285,12 +285,9 @@ fn a_combination_checks_shapes_and_values_and_shares_nothing() {
 }
 
 #[test]
-fn nothing_to_unmerge_or_audit_is_an_error() {
+fn nothing_to_unmerge_is_an_error() {
     let mut model = vec![linear(6, 4)];
     assert!(matches!(unmerge(&mut model).unwrap_err().kind(), ErrorKind::NotMerged { .. }));
-    let gradients = model[0].forward(Tensor::<2>::ones([1, 6], &device())).sum().backward();
-    let error = sentence(audit_gradients(&model, &gradients));
-    assert!(error.contains("nothing adapts the model"), "{error}");
 }
 
 #[test]

@@ -95,7 +95,8 @@ pub trait VisitLora {
     fn visit_lora_mut(&mut self, path: &str, visit: &mut VisitLayerMut<'_>);
 
     /// The path of the layer that makes the model's output, if it is adaptable; `AllLinear` leaves
-    /// it out.
+    /// it out. The whole model is asked and none of its parts: a struct around a model names the output
+    /// again, by its own path.
     fn output_layer(&self) -> Option<&str> {
         None
     }

@@ -85,8 +85,9 @@ pub use lora_derive::VisitLora;
 pub use merge::{MergeReport, MergedLayer, merge, unmerge};
 pub use ops::lora_linear;
 pub use peft::{
-    AdapterInfo, LoadOptions, LoadReport, load_adapter, load_adapter_with, merge_checkpoint,
-    read_adapter, read_adapter_config, read_adapter_info, save_adapter, write_file, write_folder,
+    AdapterInfo, LoadOptions, LoadReport, MergeOptions, load_adapter, load_adapter_with,
+    merge_checkpoint, merge_checkpoint_with, read_adapter, read_adapter_config, read_adapter_info,
+    save_adapter, write_file, write_folder,
 };
 pub use portable::{
     PortabilityProblem, PortabilityRule, PortableReport, Reader, check_config_for, check_model_for,

@@ -436,6 +436,43 @@ fn a_value_that_the_checkpoint_cannot_hold_is_an_error() {
     }
 }
 
+#[derive(Module, Debug, VisitLora)]
+struct Pair {
+    v: AdaptableLinear, // [4, 4]
+    q: AdaptableLinear,
+}
+
+#[test]
+fn a_checkpoint_must_be_the_base_of_the_adapter_unless_it_is_wanted() {
+    let base = Pair { v: linear(4, 4), q: linear(4, 4) };
+    let (mut model, _) = inject(base, &LoraConfig::new(2, 4.0)).unwrap();
+    randomise(&mut model);
+    let temp = tempfile::tempdir().unwrap();
+    let adapter = temp.path().join("adapter");
+    save_adapter(&model, &adapter, &AdapterInfo::default()).unwrap();
+
+    let merge = |name: &str, scale: f32, options: &MergeOptions| {
+        let [base, output] =
+            ["base", "output"].map(|kind| temp.path().join(format!("{name}-{kind}")));
+        fs::create_dir(&base).unwrap();
+        // In torch's order, v in another file than q.
+        for (name, layer) in [("q", &model.q), ("v", &model.v)] {
+            let weight = layer.weight().without_autodiff().mul_scalar(scale).transpose();
+            let bytes = weight.into_data().into_bytes().to_vec();
+            let view = TensorView::new(Dtype::F32, vec![4, 4], &bytes).unwrap();
+            let file = safetensors::serialize([(format!("{name}.weight"), view)], None).unwrap();
+            fs::write(base.join(format!("{name}.safetensors")), file).unwrap();
+        }
+        merge_checkpoint_with(base, &adapter, output, &Device::flex(), options)
+    };
+    let strict = MergeOptions::default();
+    assert_eq!(merge("same", 1.0, &strict).unwrap().layers.len(), 2);
+    let error = merge("other", 2.0, &strict).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::OtherBase { .. }), "{error}");
+    let options = MergeOptions { check_base: false, ..strict };
+    assert_eq!(merge("wanted", 2.0, &options).unwrap().layers.len(), 2);
+}
+
 #[test]
 fn a_weight_without_values_is_refused() {
     for shape in [[0, 4], [4, 0]] {

@@ -9,11 +9,12 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata};
 
-use super::config::read_adapter_config;
+use super::config::read_config;
+use super::fingerprint::{Sample, of_samples};
 use super::keys::{Part, Slot};
 use super::load::{LoadOptions, Reader};
 use super::save::write_new_folder;
-use super::{CONFIG_FILE, WEIGHTS_FILE};
+use super::{CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE};
 use crate::config::{LoraConfig, Patterns};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::{LayerKind, Weights};
@@ -32,8 +33,8 @@ use crate::target::{TargetModules, is_named};
 /// # Errors
 /// When a file cannot be read or is damaged; when the adapter has a tensor for which the checkpoint has
 /// no weight of that shape (all of them are named); when it changes an embedding that is also the head
-/// (merge the loaded model instead, which parts the two); when a merged weight would be NaN or infinite;
-/// when `output` exists. Then `output` is not there.
+/// (merge the loaded model instead, which parts the two); when the adapter was made over another base;
+/// when a merged weight would be NaN or infinite; when `output` exists. Then `output` is not there.
 ///
 /// # Example
 /// ```no_run
@@ -48,8 +49,40 @@ pub fn merge_checkpoint(
     output: impl AsRef<Path>,
     device: &Device,
 ) -> Result<MergeReport> {
+    merge_checkpoint_with(base, adapter, output, device, &MergeOptions::default())
+}
+
+/// What a merge of files asks of the base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MergeOptions {
+    /// Whether the adapter must have been made over this very base, as far as its file says which.
+    pub check_base: bool,
+    /// Whether the checkpoint holds the weights that a PiSSA, OLoRA or similar start left over, and not
+    /// the original ones.
+    pub residual_base: bool,
+}
+
+impl Default for MergeOptions {
+    /// Over the original base that the file names.
+    fn default() -> Self {
+        Self { check_base: true, residual_base: false }
+    }
+}
+
+/// As [`merge_checkpoint`], but as `options` say.
+///
+/// # Errors
+/// As [`merge_checkpoint`], less what the options allow.
+pub fn merge_checkpoint_with(
+    base: impl AsRef<Path>,
+    adapter: impl AsRef<Path>,
+    output: impl AsRef<Path>,
+    device: &Device,
+    options: &MergeOptions,
+) -> Result<MergeReport> {
     let (base, adapter) = (base.as_ref(), adapter.as_ref());
-    let config = read_adapter_config(adapter)?;
+    let device = device.clone().without_autodiff();
+    let config = read_config(adapter, options.residual_base)?;
     refuse_other_order(adapter)?;
     let path = adapter.join(WEIGHTS_FILE);
     let bytes = fs::read(&path).map_err(|source| Error::io(&path, source))?;
@@ -59,7 +92,16 @@ pub fn merge_checkpoint(
 
     let (shards, others) = list(base)?;
     let shards = shards.into_iter().map(Shard::open).collect::<Result<Vec<_>>>()?;
-    let plan = Plan::new(adapter, &config, &tensors, &shards)?;
+    let plan = Plan::new(adapter, &config, &tensors, &shards, options.residual_base)?;
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|source| {
+        Error::malformed(&path, "the file", "a safetensors file", format!("an error: {source}"))
+    })?;
+    let made_over = metadata.metadata().as_ref().and_then(|entries| entries.get(FINGERPRINT));
+    if let (Some(made_over), true) = (made_over, options.check_base)
+        && *made_over != plan.fingerprint(&shards, &device)?
+    {
+        return Err(ErrorKind::OtherBase { path: adapter.to_owned() }.into());
+    }
     if plan.changes_tied_embedding(base, &shards)? {
         return Err(Error::setting(
             "base",
@@ -75,7 +117,7 @@ pub fn merge_checkpoint(
             fs::copy(other, &copy).map_err(|source| Error::io(other, source))?;
         }
         for shard in &shards {
-            plan.write(shard, folder, &tensors, device.clone().without_autodiff(), &mut report)?;
+            plan.write(shard, folder, &tensors, &device, &mut report)?;
         }
         Ok(())
     })?;
@@ -159,6 +201,18 @@ impl Shard {
         self.metadata.offset_keys()
     }
 
+    /// The bytes of a tensor of this file.
+    fn read(&self, name: &str) -> Option<Result<(Vec<u8>, Dtype)>> {
+        let info = self.metadata.info(name)?;
+        let (start, end) = info.data_offsets;
+        let mut bytes = vec![0; end - start];
+        let place = SeekFrom::Start((self.header.len() + start) as u64);
+        let read = File::open(&self.path)
+            .and_then(|mut file| file.seek(place).and_then(|_| file.read_exact(&mut bytes)));
+        let read = read.map_err(|source| Error::io(&self.path, source));
+        Some(read.map(|()| (bytes, info.dtype)))
+    }
+
     fn shape(&self, name: &str) -> Option<&[usize]> {
         self.metadata.info(name).map(|info| info.shape.as_slice())
     }
@@ -173,6 +227,7 @@ struct Plan {
 struct Layer {
     slot: Slot,
     part: inject::Part,
+    residual_base: bool,
 }
 
 impl Plan {
@@ -181,6 +236,7 @@ impl Plan {
         config: &LoraConfig,
         tensors: &SafeTensors<'_>,
         shards: &[Shard],
+        residual_base: bool,
     ) -> Result<Self> {
         let find = |name: &str| shards.iter().find_map(|shard| shard.shape(name));
         let options = LoadOptions::default();
@@ -237,13 +293,27 @@ impl Plan {
             if adds_bias {
                 problems.push(format!("{path}.bias is not in the checkpoint, and would be needed"));
             }
-            layers.insert(path, Layer { slot, part });
+            layers.insert(path, Layer { slot, part, residual_base });
         }
         problems.extend(absent(config, shards, &layers));
         match problems.is_empty() {
             true => Ok(Self { layers }),
             false => Err(ErrorKind::AdapterMismatch { path: adapter.to_owned(), problems }.into()),
         }
+    }
+
+    /// That of the checkpoint's weights which the adapter changes.
+    fn fingerprint(&self, shards: &[Shard], device: &Device) -> Result<String> {
+        let mut samples = Vec::new();
+        for (path, layer) in &self.layers {
+            let name = format!("{path}.weight");
+            let read = shards.iter().find_map(|shard| Some((shard, shard.read(&name)?)));
+            let Some((shard, read)) = read else { continue };
+            let (bytes, dtype) = read?;
+            let stored = Stored { file: &shard.path, name: &name, dtype, bytes: &bytes, device };
+            samples.push((path.clone(), Sample::of(layer.matrix(&stored)?)));
+        }
+        Ok(of_samples(samples))
     }
 
     /// Whether the embedding is changed and is the head too.
@@ -279,7 +349,7 @@ impl Plan {
         shard: &Shard,
         folder: &Path,
         tensors: &SafeTensors<'_>,
-        device: Device,
+        device: &Device,
         report: &mut MergeReport,
     ) -> Result<()> {
         let read_error = |source| Error::io(&shard.path, source);
@@ -303,7 +373,7 @@ impl Plan {
                     name: &name,
                     dtype: info.dtype,
                     bytes: &bytes,
-                    device: &device,
+                    device,
                 };
                 let changed = match of_layer {
                     "weight" => layer.weight(path, &stored, tensors, report)?,
@@ -463,7 +533,8 @@ impl Layer {
         starts: bool,
     ) -> Result<Adaptation> {
         // For the bias alone, no start is computed from a weight that is not at hand.
-        let options = LoadOptions { residual_base: !starts, ..LoadOptions::default() };
+        let residual_base = self.residual_base || !starts;
+        let options = LoadOptions { residual_base, ..LoadOptions::default() };
         let mut reader = Reader::new(tensors, &options);
         reader.adaptation(path, &self.slot, &self.part, weight)
     }

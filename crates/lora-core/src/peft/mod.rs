@@ -34,7 +34,7 @@ mod keys;
 mod load;
 mod save;
 
-pub use checkpoint::merge_checkpoint;
+pub use checkpoint::{MergeOptions, merge_checkpoint, merge_checkpoint_with};
 pub use config::{AdapterInfo, read_adapter_config, read_adapter_info};
 pub(crate) use load::read_tensor;
 pub use load::{LoadOptions, LoadReport, load_adapter, load_adapter_with, read_adapter};

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use burn::module::{Lora, Module};
-use burn::nn::LinearConfig;
+use burn::nn::{Initializer, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor};
 use lora_core::{AdaptableLinear, AdapterInfo, LoraConfig, LoraLinear, inject};
 use lora_core::{merge_checkpoint, save_adapter};
@@ -96,9 +96,8 @@ fn a_checkpoint_is_merged_without_holding_it() {
     const SIZE: usize = 2048;
     let folder = tempfile::tempdir().unwrap();
     let device = Device::flex();
-    let layers: Vec<AdaptableLinear> = (0..LAYERS)
-        .map(|_| LinearConfig::new(SIZE, SIZE).with_bias(false).init(&device).into())
-        .collect();
+    let zeros = LinearConfig::new(SIZE, SIZE).with_bias(false).with_initializer(Initializer::Zeros);
+    let layers: Vec<AdaptableLinear> = (0..LAYERS).map(|_| zeros.init(&device).into()).collect();
     let (model, _) = inject(layers, &LoraConfig::new(4, 8.0)).unwrap();
     save_adapter(&model, folder.path().join("adapter"), &AdapterInfo::default()).unwrap();
     drop(model);

@@ -9,12 +9,12 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata};
 
-use super::config::read_config;
+use super::config::{read_config, read_fields};
 use super::fingerprint::{Sample, of_samples};
 use super::keys::{Part, Slot};
 use super::load::{LoadOptions, Reader};
 use super::save::write_new_folder;
-use super::{CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE};
+use super::{FINGERPRINT, WEIGHTS_FILE};
 use crate::config::{LoraConfig, Patterns};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::{LayerKind, Weights};
@@ -127,12 +127,8 @@ pub fn merge_checkpoint_with(
 /// An adapter that says `fan_in_fan_out` belongs to weights that are stored `[d_input, d_output]`. A model
 /// that was loaded has them in its own order; a square one of a file gives no sign of it.
 fn refuse_other_order(adapter: &Path) -> Result<()> {
-    let path = adapter.join(CONFIG_FILE);
-    let text = fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
-    let config: serde_json::Value = serde_json::from_str(&text).map_err(|source| {
-        Error::malformed(&path, "the file", "a JSON object", format!("an error: {source}"))
-    })?;
-    match config.get("fan_in_fan_out") {
+    let (path, fields) = read_fields(adapter)?;
+    match fields.get("fan_in_fan_out") {
         Some(serde_json::Value::Bool(true)) => {
             let expected = "false, for weights in the order [d_output, d_input]";
             let found = "true; load the model and merge it";

@@ -197,7 +197,7 @@ pub fn read_adapter_info(folder: impl AsRef<Path>) -> Result<AdapterInfo> {
     Ok(AdapterInfo { base_model: text("base_model_name_or_path"), task_type: text("task_type") })
 }
 
-fn read_fields(folder: &Path) -> Result<(PathBuf, Map<String, Value>)> {
+pub(super) fn read_fields(folder: &Path) -> Result<(PathBuf, Map<String, Value>)> {
     let path = folder.join(CONFIG_FILE);
     let text = fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
     let fields = serde_json::from_str(&text).map_err(|source| {

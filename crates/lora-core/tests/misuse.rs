@@ -319,6 +319,16 @@ fn saves_to_one_place_leave_one_whole_folder() {
         }
     }
     assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 40, "something was left behind");
+
+    // Long names that begin alike do not meet under the hidden ones.
+    let save = |round: usize| {
+        let folder = temp.path().join(format!("{}{round}", "x".repeat(100)));
+        write_folder(&folder, &[("a", &bytes)])
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|round| scope.spawn(move || save(round))).collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
+    });
     write_folder(&temp.path().join("y".repeat(250)), &[("a", b"1")]).unwrap();
 }
 
@@ -425,13 +435,17 @@ fn a_value_that_the_checkpoint_cannot_hold_is_an_error() {
     for (part, shape, config) in [
         ("v.weight", &[4, 4][..], config(json!({"modules_to_save": ["v"]}))),
         ("q.base_layer.bias", &[4], config(json!({"bias": "lora_only"}))),
+        ("v.bias", &[4], config(json!({"bias": "all"}))),
     ] {
         let name = format!("base_model.model.{part}");
         let [a, b] = factors();
         let count = shape.iter().product();
         let adapter = [a, b, (name.as_str(), shape, vec![1e6; count])];
-        let base = [q(), ("q.bias", &[4], vec![0.0; 4]), ("v.weight", &[4, 4], vec![0.0; 16])];
-        let error = merged(config, &adapter, &base, Dtype::F16).unwrap_err();
+        // Of the biases, the one that the adapter has.
+        let bias = part.replace(".base_layer", "").replace(".weight", ".bias");
+        let base = [q(), ("v.weight", &[4, 4], vec![0.0; 16]), (&bias, &[4], vec![0.0; 4])];
+        let base = if part == "v.weight" { &base[..2] } else { &base[..] };
+        let error = merged(config, &adapter, base, Dtype::F16).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::NonFinite { .. }), "{part}: {error}");
     }
 }

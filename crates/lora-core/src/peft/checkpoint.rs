@@ -473,7 +473,7 @@ impl Layer {
         let (weights, rounding) = self.merged(path, self.matrix(stored)?, tensors)?;
         report.layers.push(MergedLayer { path: path.to_owned(), kind: self.slot.kind, rounding });
         let weight = self.slot.in_torch_order(Part::Weight, weights.weight);
-        Ok(Some(to_bytes(weight, stored.dtype)))
+        to_bytes(weight, stored.dtype, path).map(Some)
     }
 
     /// The bias's new bytes, where the adapter changes it.
@@ -494,14 +494,7 @@ impl Layer {
             }
             Adaptation::Replacement(replacement) => replacement.bias.map(|bias| bias.val()),
         };
-        let Some(changed) = changed else { return Ok(None) };
-        let bytes = to_bytes(changed, stored.dtype);
-        // As written: what is finite in f32 may not be in f16.
-        let written = Stored { bytes: &bytes, ..*stored }.read::<1>([self.slot.d_output()])?;
-        match written.is_finite().all().into_scalar::<bool>() {
-            true => Ok(Some(bytes)),
-            false => Err(ErrorKind::NonFinite { path: path.to_owned() }.into()),
-        }
+        changed.map(|bias| to_bytes(bias, stored.dtype, path)).transpose()
     }
 
     fn merged(
@@ -545,15 +538,20 @@ impl Layer {
     }
 }
 
-/// The values of a tensor, rounded to the file's dtype if they are not of it.
-fn to_bytes<const D: usize>(tensor: Tensor<D>, dtype: Dtype) -> Vec<u8> {
+/// The values of a tensor, rounded to the file's dtype if they are not of it; an error where one is not
+/// finite there.
+fn to_bytes<const D: usize>(tensor: Tensor<D>, dtype: Dtype, path: &str) -> Result<Vec<u8>> {
     let cast = match dtype {
         Dtype::F64 => DType::F64,
         Dtype::F16 => DType::F16,
         Dtype::BF16 => DType::BF16,
         _ => DType::F32,
     };
-    tensor.cast(cast).into_data().into_bytes().to_vec()
+    let rounded = tensor.cast(cast);
+    match rounded.clone().is_finite().all().into_scalar::<bool>() {
+        true => Ok(rounded.into_data().into_bytes().to_vec()),
+        false => Err(ErrorKind::NonFinite { path: path.to_owned() }.into()),
+    }
 }
 
 /// The paths that a set of keys names, each with its parts.

@@ -427,8 +427,7 @@ impl LoraAdapter {
         let magnitude = self.magnitude.as_ref()?.val();
         let (a, b) = self.factors();
         let [a, b] = [a, b].map(|factor| factor.without_autodiff());
-        let is_wide = [cross.dtype(), a.dtype(), squares.dtype()].contains(&DType::F64);
-        let dtype = if is_wide { DType::F64 } else { DType::F32 };
+        let dtype = full_of([cross.dtype(), a.dtype(), squares.dtype()]);
         let [cross, a, b] = [cross, a, b].map(|matrix| in_dtype(matrix, dtype));
         let [squares, magnitude] = [squares.clone(), magnitude].map(|row| in_dtype(row, dtype));
         let s = self.scaling();
@@ -485,8 +484,7 @@ pub(crate) fn column_squares(weight: &Tensor<2>) -> Tensor<1> {
 
 /// Aᵀ W in f32, or in f64 where one of them is, `[rank, d_output]`, without autodiff.
 fn cross_product(a: &Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
-    let is_wide = [a.dtype(), weight.dtype()].contains(&DType::F64);
-    let dtype = if is_wide { DType::F64 } else { DType::F32 };
+    let dtype = full_of([a.dtype(), weight.dtype()]);
     let [a, weight] = [a, weight].map(|matrix| matrix.clone().without_autodiff());
     let a = in_dtype(a, dtype);
     in_row_blocks(&weight, |block, rows| {
@@ -517,6 +515,11 @@ fn in_row_blocks<const D: usize>(
 /// f32, or f64 where it is that already.
 pub(crate) fn in_full<const D: usize>(tensor: Tensor<D>) -> Tensor<D> {
     if tensor.dtype() == DType::F64 { tensor } else { in_dtype(tensor, DType::F32) }
+}
+
+/// What dtypes that meet are computed in: f64 where one of them is, else f32.
+fn full_of<const N: usize>(dtypes: [DType; N]) -> DType {
+    if dtypes.contains(&DType::F64) { DType::F64 } else { DType::F32 }
 }
 
 pub(crate) fn in_dtype<const D: usize>(tensor: Tensor<D>, dtype: DType) -> Tensor<D> {

@@ -153,10 +153,11 @@ impl fmt::Display for CombineReport {
 /// dropout) where they are a layer's only part, with weight 1.
 ///
 /// # Errors
-/// When there is no part; a weight, or a value of a set, is not finite; a rank or density cannot be used; a singular value
-/// decomposition does not converge. [`ErrorKind::NotCombinable`] names all the layers that have no such
-/// combination: DoRA, replaced values and biases as above; any DoRA where a rank is to be cut; grouped
-/// convolutions where a rank is to be cut, since their update is no product of matrices.
+/// When there is no part; a weight, or a value of a set, is not finite; a rank or density cannot be
+/// used; a singular value decomposition does not converge. [`ErrorKind::NotCombinable`] names all the
+/// layers that have no such combination: DoRA, replaced values and biases as above; any DoRA where a
+/// rank is to be cut; grouped convolutions where a rank is to be cut, since their update is no product
+/// of matrices.
 ///
 /// # Example
 /// ```

@@ -337,6 +337,17 @@ type Named<'a> = (&'a str, &'a [usize], Vec<f32>);
 
 /// What comes of an adapter over a checkpoint of this dtype.
 fn merged(config: Value, adapter: &[Named], base: &[Named], dtype: Dtype) -> Result<MergeReport> {
+    merged_as(&MergeOptions::default(), config, adapter, base, dtype).map(|(report, _)| report)
+}
+
+/// The same as the options say, and the bytes of the new weights' file.
+fn merged_as(
+    options: &MergeOptions,
+    config: Value,
+    adapter: &[Named],
+    base: &[Named],
+    dtype: Dtype,
+) -> Result<(MergeReport, Vec<u8>)> {
     let temp = tempfile::tempdir().unwrap();
     let [base_folder, adapter_folder, output] =
         ["base", "adapter", "output"].map(|name| temp.path().join(name));
@@ -362,9 +373,17 @@ fn merged(config: Value, adapter: &[Named], base: &[Named], dtype: Dtype) -> Res
     fs::write(base_folder.join("config.json"), r#"{"tie_word_embeddings": true}"#).unwrap();
     write(&adapter_folder.join("adapter_model.safetensors"), adapter, Dtype::F32);
     fs::write(adapter_folder.join("adapter_config.json"), config.to_string()).unwrap();
-    let report = merge_checkpoint(&base_folder, &adapter_folder, &output, &Device::flex());
+    let device = Device::flex();
+    let report = merge_checkpoint_with(&base_folder, &adapter_folder, &output, &device, options);
     assert_eq!(report.is_ok(), output.exists());
-    report
+    report.map(|report| (report, fs::read(output.join("model.safetensors")).unwrap()))
+}
+
+/// The values of an f32 tensor of such a file.
+fn values(file: &[u8], name: &str) -> Vec<f32> {
+    let tensors = safetensors::SafeTensors::deserialize(file).unwrap();
+    let (four, _) = tensors.tensor(name).unwrap().data().as_chunks::<4>();
+    four.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
 fn config(extra: Value) -> Value {
@@ -410,6 +429,47 @@ fn a_checkpoint_takes_all_of_an_adapter_or_nothing() {
     let two = config(json!({"target_modules": ["q", "v"]}));
     let error = sentence(merged(two, &factors(), &base, Dtype::F32));
     assert!(error.contains("v is a target, and the file has nothing for it"), "{error}");
+}
+
+/// With what PEFT adds for a head, its frozen weight, and a bias that trained.
+#[test]
+fn weight_and_bias_of_a_layer_are_merged_each_for_itself() {
+    let weight: Vec<f32> = (0..16).map(|value| value as f32).collect();
+    let [a, b] = factors();
+    let adapter = [
+        a,
+        b,
+        ("base_model.model.q.base_layer.weight", &[4, 4][..], weight.clone()),
+        ("base_model.model.q.base_layer.bias", &[4], vec![7.0; 4]),
+    ];
+    let base = [("q.weight", &[4, 4][..], weight.clone()), ("q.bias", &[4], vec![1.0; 4])];
+    let options = MergeOptions::default();
+    let config = config(json!({"bias": "lora_only"}));
+    let (_, file) = merged_as(&options, config, &adapter, &base, Dtype::F32).unwrap();
+    let expected: Vec<f32> = weight.iter().map(|value| value + 1.0).collect();
+    assert_eq!(values(&file, "q.weight"), expected);
+    assert_eq!(values(&file, "q.bias"), [7.0; 4]);
+}
+
+#[test]
+fn over_what_a_start_left_the_update_is_added_as_it_is() {
+    let mut weight = vec![0.0; 16];
+    weight[0] = 3.0; // the largest singular value, [0][0] in either order
+    weight[5] = 2.0;
+    let base = [("q.weight", &[4, 4][..], weight.clone())];
+    let merged = |residual_base: bool| {
+        let options = MergeOptions { residual_base, ..MergeOptions::default() };
+        let config = config(json!({"init_lora_weights": "pissa"}));
+        let (_, file) = merged_as(&options, config, &factors(), &base, Dtype::F32).unwrap();
+        values(&file, "q.weight")
+    };
+    let mut expected: Vec<f32> = weight.iter().map(|value| value + 1.0).collect();
+    assert_eq!(merged(true), expected);
+    // Over the original weight, the start is taken out: 3 at [0][0].
+    expected[0] -= 3.0;
+    for (found, expected) in merged(false).iter().zip(&expected) {
+        assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+    }
 }
 
 #[test]

@@ -12,12 +12,12 @@ use safetensors::tensor::{Dtype, Metadata};
 use super::config::{read_config, read_fields};
 use super::fingerprint::{Sample, of_samples};
 use super::keys::{Part, Slot};
-use super::load::{LoadOptions, Reader};
+use super::load::{Reader, parse_weights, read_weights};
 use super::save::write_new_folder;
-use super::{FINGERPRINT, WEIGHTS_FILE};
-use crate::config::{LoraConfig, Patterns};
+use crate::config::{AdapterConfig, LoraConfig, Patterns};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::{LayerKind, Weights};
+use crate::init::Init;
 use crate::inject;
 use crate::layer::{Adaptation, Rounding, merge_matrix, merge_replacement};
 use crate::merge::{MergeReport, MergedLayer};
@@ -84,21 +84,14 @@ pub fn merge_checkpoint_with(
     let device = device.clone().without_autodiff();
     let config = read_config(adapter, options.residual_base)?;
     refuse_other_order(adapter)?;
-    let path = adapter.join(WEIGHTS_FILE);
-    let bytes = fs::read(&path).map_err(|source| Error::io(&path, source))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|source| {
-        Error::malformed(&path, "the file", "a safetensors file", format!("an error: {source}"))
-    })?;
+    let bytes = read_weights(adapter)?;
+    let (tensors, made_over) = parse_weights(adapter, &bytes)?;
 
     let (shards, others) = list(base)?;
     let shards = shards.into_iter().map(Shard::open).collect::<Result<Vec<_>>>()?;
-    let plan = Plan::new(adapter, &config, &tensors, &shards, options.residual_base)?;
-    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|source| {
-        Error::malformed(&path, "the file", "a safetensors file", format!("an error: {source}"))
-    })?;
-    let made_over = metadata.metadata().as_ref().and_then(|entries| entries.get(FINGERPRINT));
+    let plan = Plan::new(adapter, &config, &tensors, &shards)?;
     if let (Some(made_over), true) = (made_over, options.check_base)
-        && *made_over != plan.fingerprint(&shards, &device)?
+        && made_over != plan.fingerprint(&shards, &device)?
     {
         return Err(ErrorKind::OtherBase { path: adapter.to_owned() }.into());
     }
@@ -223,7 +216,6 @@ struct Plan {
 struct Layer {
     slot: Slot,
     part: inject::Part,
-    residual_base: bool,
 }
 
 impl Plan {
@@ -232,11 +224,9 @@ impl Plan {
         config: &LoraConfig,
         tensors: &SafeTensors<'_>,
         shards: &[Shard],
-        residual_base: bool,
     ) -> Result<Self> {
         let find = |name: &str| shards.iter().find_map(|shard| shard.shape(name));
-        let options = LoadOptions::default();
-        let reader = Reader::new(tensors, &options);
+        let reader = Reader::new(tensors);
         let mut layers = BTreeMap::new();
         let mut problems = reader.problems();
         let mut unusable = Vec::new();
@@ -289,7 +279,7 @@ impl Plan {
             if adds_bias {
                 problems.push(format!("{path}.bias is not in the checkpoint, and would be needed"));
             }
-            layers.insert(path, Layer { slot, part, residual_base });
+            layers.insert(path, Layer { slot, part });
         }
         problems.extend(absent(config, shards, &layers));
         match problems.is_empty() {
@@ -484,10 +474,17 @@ impl Layer {
         tensors: &SafeTensors<'_>,
     ) -> Result<Option<Vec<u8>>> {
         let bias: Tensor<1> = stored.read([self.slot.d_output()])?;
-        // The weight has no part in the bias.
+        // The weight has no part in the bias: it is not compared, nor does a start follow from it.
         let weight = Tensor::<2>::zeros(self.slot.matrix_dims(), (stored.device, bias.dtype()));
-        let adaptation = self.adaptation(path, &weight, tensors, false)?;
-        let changed = match adaptation {
+        let mut reader = Reader::new(tensors);
+        reader.skip(path, Part::BaseWeight);
+        let part = match &self.part {
+            inject::Part::LowRank(config) => {
+                inject::Part::LowRank(AdapterConfig { init: Init::default(), ..*config })
+            }
+            other => other.clone(),
+        };
+        let changed = match reader.adaptation(path, &self.slot, &part, &weight)? {
             Adaptation::LowRank(adapter) => {
                 let bias = crate::adapter::in_full(bias);
                 adapter.output_bias(Some(bias.clone()), bias.dtype())
@@ -506,26 +503,12 @@ impl Layer {
         if self.slot.groups() > 1 && matches!(self.part, inject::Part::LowRank(_)) {
             return Err(ErrorKind::GroupedConvolution { path: path.to_owned() }.into());
         }
-        match self.adaptation(path, &weight, tensors, true)? {
+        match Reader::new(tensors).adaptation(path, &self.slot, &self.part, &weight)? {
             Adaptation::LowRank(adapter) => merge_matrix(weight, None, &adapter, path),
             Adaptation::Replacement(replacement) => {
                 merge_replacement(weight, None, &replacement, path)
             }
         }
-    }
-
-    fn adaptation(
-        &self,
-        path: &str,
-        weight: &Tensor<2>,
-        tensors: &SafeTensors<'_>,
-        starts: bool,
-    ) -> Result<Adaptation> {
-        // For the bias alone, no start is computed from a weight that is not at hand.
-        let residual_base = self.residual_base || !starts;
-        let options = LoadOptions { residual_base, ..LoadOptions::default() };
-        let mut reader = Reader::new(tensors, &options);
-        reader.adaptation(path, &self.slot, &self.part, weight)
     }
 
     /// The weight in our layout: a matrix `[d_input, d_output]`.

@@ -126,19 +126,8 @@ pub fn read_adapter<M: VisitLora>(
 ) -> Result<(AdapterSet, LoadReport)> {
     let folder = folder.as_ref();
     let config = read_config(folder, options.residual_base)?;
-    let path = folder.join(WEIGHTS_FILE);
-    if !path.exists() && folder.join(PICKLE_FILE).exists() {
-        let found = format!("{PICKLE_FILE}; convert it, with PEFT for instance");
-        return Err(Error::malformed(folder, "the weights", WEIGHTS_FILE, found));
-    }
-    let bytes = fs::read(&path).map_err(|source| Error::io(&path, source))?;
-    let malformed = |source: safetensors::SafeTensorError| {
-        Error::malformed(&path, "the file", "a safetensors file", format!("an error: {source}"))
-    };
-    let tensors = SafeTensors::deserialize(&bytes).map_err(malformed)?;
-    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(malformed)?;
-    let made_over =
-        metadata.metadata().as_ref().and_then(|entries| entries.get(FINGERPRINT).cloned());
+    let bytes = read_weights(folder)?;
+    let (tensors, made_over) = parse_weights(folder, &bytes)?;
 
     let plan = Plan::new(model, &config, |selection, others| {
         let others = others.into_iter().filter(|problem| problem.bars_loading());
@@ -154,8 +143,8 @@ pub fn read_adapter<M: VisitLora>(
     let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
     let here = made_over.as_ref().map(|_| fingerprint(model, &paths));
     let same_base = made_over.as_ref().map(|made_over| Some(made_over) == here.as_ref());
-    let reader = Reader::new(&tensors, options);
-    let (entries, report) = reader.read(model, plan).map_err(|problems| {
+    let reader = Reader::new(&tensors);
+    let (entries, report) = reader.read(model, plan, options.strict).map_err(|problems| {
         Error::from(ErrorKind::AdapterMismatch { path: folder.to_owned(), problems })
     })?;
     let entries = entries.map_err(|error| error.in_config(folder.join(CONFIG_FILE), field_of))?;
@@ -166,12 +155,36 @@ pub fn read_adapter<M: VisitLora>(
     Ok((set, LoadReport { same_base, ..report }))
 }
 
+/// The weights' file of the adapter in `folder`.
+pub(super) fn read_weights(folder: &Path) -> Result<Vec<u8>> {
+    let path = folder.join(WEIGHTS_FILE);
+    if !path.exists() && folder.join(PICKLE_FILE).exists() {
+        let found = format!("{PICKLE_FILE}; convert it, with PEFT for instance");
+        return Err(Error::malformed(folder, "the weights", WEIGHTS_FILE, found));
+    }
+    fs::read(&path).map_err(|source| Error::io(&path, source))
+}
+
+/// The tensors in it, and the fingerprint of the base where it has one.
+pub(super) fn parse_weights<'a>(
+    folder: &Path,
+    bytes: &'a [u8],
+) -> Result<(SafeTensors<'a>, Option<String>)> {
+    let malformed = |source: safetensors::SafeTensorError| {
+        let found = format!("an error: {source}");
+        Error::malformed(folder.join(WEIGHTS_FILE), "the file", "a safetensors file", found)
+    };
+    let tensors = SafeTensors::deserialize(bytes).map_err(malformed)?;
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(malformed)?;
+    let made_over = metadata.metadata().as_ref().and_then(|entries| entries.get(FINGERPRINT));
+    Ok((tensors, made_over.cloned()))
+}
+
 /// What a reader makes of a file, or one line for each tensor that does not fit.
 type Read = Result<(Result<Vec<(String, Adaptation)>>, LoadReport), Vec<String>>;
 
 pub(super) struct Reader<'a> {
     tensors: &'a SafeTensors<'a>,
-    options: &'a LoadOptions,
     keys: BTreeMap<(String, Part), String>,
     problems: Vec<String>,
     missing: Vec<String>,
@@ -180,7 +193,7 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(tensors: &'a SafeTensors<'a>, options: &'a LoadOptions) -> Self {
+    pub(super) fn new(tensors: &'a SafeTensors<'a>) -> Self {
         let mut names = tensors.names();
         names.sort_unstable();
         let (mut keys, mut unused, mut problems) = (BTreeMap::new(), Vec::new(), Vec::new());
@@ -200,10 +213,10 @@ impl<'a> Reader<'a> {
             }
         }
         let (missing, unchanged) = (Vec::new(), Vec::new());
-        Self { tensors, options, keys, problems, missing, unused, unchanged }
+        Self { tensors, keys, problems, missing, unused, unchanged }
     }
 
-    fn read<M: VisitLora>(mut self, model: &M, plan: Plan) -> Read {
+    fn read<M: VisitLora>(mut self, model: &M, plan: Plan, strict: bool) -> Read {
         let mut entries = Vec::new();
         let mut parts = plan.parts.into_iter().peekable();
         let mut failure = None;
@@ -223,7 +236,7 @@ impl<'a> Reader<'a> {
             }
         });
         self.unused.extend(std::mem::take(&mut self.keys).into_values());
-        if self.options.strict {
+        if strict {
             let missing = self.missing.iter().map(|key| format!("{key} is missing"));
             self.problems.extend(missing);
             let unused = self.unused.iter();
@@ -274,6 +287,11 @@ impl<'a> Reader<'a> {
         read.filter(|_| problems.is_empty()).ok_or_else(|| {
             ErrorKind::AdapterMismatch { path: WEIGHTS_FILE.into(), problems }.into()
         })
+    }
+
+    /// Looks at this part no more.
+    pub(super) fn skip(&mut self, path: &str, part: Part) {
+        self.keys.remove(&(path.to_owned(), part));
     }
 
     /// The paths that the file has tensors for, with the parts of each.

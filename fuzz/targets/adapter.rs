@@ -4,23 +4,18 @@
 
 use std::sync::LazyLock;
 
-use burn_lora_fuzz::{Net, configs, in_two, joined, seeds, with_files};
+use burn_lora_fuzz::{Net, adapters, in_two, seeds, with_files};
 use libfuzzer_sys::fuzz_target;
 use lora_core::{
-    AdapterInfo, AdapterSet, LoadOptions, inject, load_adapter, merge, read_adapter, save_adapter,
+    AdapterInfo, AdapterSet, LoadOptions, load_adapter, merge, read_adapter, save_adapter,
 };
 
 static NET: LazyLock<Net> = LazyLock::new(Net::new);
 
 fn inputs() -> Vec<Vec<u8>> {
-    let folder = tempfile::tempdir().expect("the temporary folder can be written");
-    let input = |(index, config)| {
-        let (model, _) = inject(NET.clone(), &config).expect("the config fits");
-        let folder = folder.path().join(format!("{index}"));
-        save_adapter(&model, &folder, &AdapterInfo::default()).expect("it can be written");
-        joined(&folder, "adapter_model.safetensors")
-    };
-    configs().into_iter().enumerate().map(input).collect()
+    adapters(&NET, "adapter_model.safetensors", |net, folder| {
+        save_adapter(net, folder, &AdapterInfo::default())
+    })
 }
 
 fuzz_target!(init: seeds(inputs), |data: &[u8]| {

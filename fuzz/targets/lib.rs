@@ -9,7 +9,7 @@ use burn::nn::{EmbeddingConfig, LinearConfig};
 use burn::tensor::Device;
 use lora_core::{
     AdaptableConv1d, AdaptableConv2d, AdaptableEmbedding, AdaptableLinear, Init, LoraConfig,
-    TargetModules, TrainedBias, VisitLora,
+    TargetModules, TrainedBias, VisitLora, inject,
 };
 use lora_models::{Decoder, DecoderConfig, RandomWeights};
 
@@ -42,7 +42,7 @@ impl Net {
 }
 
 /// Configs that use every part of the format between them.
-pub fn configs() -> Vec<LoraConfig> {
+fn configs() -> Vec<LoraConfig> {
     let of = |names: &[&str]| LoraConfig {
         target_modules: TargetModules::names(names.iter().copied()),
         ..LoraConfig::new(2, 4.0)
@@ -58,6 +58,23 @@ pub fn configs() -> Vec<LoraConfig> {
         LoraConfig { rank_pattern: vec![("conv2".to_owned(), 4)], ..of(&["conv1", "conv2"]) },
         LoraConfig { init: Init::Olora, bias: TrainedBias::All, ..of(&["0", "1", "head"]) },
     ]
+}
+
+/// The model with an adapter of each config, written by `save` and [`joined`]; without those that the
+/// format cannot hold.
+pub fn adapters(
+    net: &Net,
+    weights: &str,
+    save: impl Fn(&Net, &Path) -> lora_core::Result<()>,
+) -> Vec<Vec<u8>> {
+    let folder = tempfile::tempdir().expect("the temporary folder can be written");
+    let input = |(index, config)| {
+        let (model, _) = inject(net.clone(), &config).expect("the config fits");
+        let folder = folder.path().join(format!("{index}"));
+        save(&model, &folder).ok()?;
+        Some(joined(&folder, weights))
+    };
+    configs().into_iter().enumerate().filter_map(input).collect()
 }
 
 /// A decoder of 8 tokens, one block and width 4.
@@ -113,7 +130,7 @@ pub fn with_files(files: &[(&str, &[u8])], read: impl FnOnce(&Path)) {
 }
 
 /// An adapter's folder as one input: the config in the first line, then the weights.
-pub fn joined(folder: &Path, weights: &str) -> Vec<u8> {
+fn joined(folder: &Path, weights: &str) -> Vec<u8> {
     let read = |name: &str| fs::read(folder.join(name)).expect("the adapter was written");
     let mut input = read("adapter_config.json");
     input.retain(|byte| *byte != b'\n');

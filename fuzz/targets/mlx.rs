@@ -4,21 +4,16 @@
 
 use std::sync::LazyLock;
 
-use burn_lora_fuzz::{Net, configs, in_two, joined, seeds, with_files};
+use burn_lora_fuzz::{Net, adapters, in_two, seeds, with_files};
 use libfuzzer_sys::fuzz_target;
-use lora_core::{AdapterInfo, inject, read_mlx_adapter, save_mlx_adapter};
+use lora_core::{AdapterInfo, read_mlx_adapter, save_mlx_adapter};
 
 static NET: LazyLock<Net> = LazyLock::new(Net::new);
 
 fn inputs() -> Vec<Vec<u8>> {
-    let folder = tempfile::tempdir().expect("the temporary folder can be written");
-    let input = |(index, config)| {
-        let (model, _) = inject(NET.clone(), &config).expect("the config fits");
-        let folder = folder.path().join(format!("{index}"));
-        save_mlx_adapter(&model, &folder, &AdapterInfo::default()).ok()?;
-        Some(joined(&folder, "adapters.safetensors"))
-    };
-    configs().into_iter().enumerate().filter_map(input).collect()
+    adapters(&NET, "adapters.safetensors", |net, folder| {
+        save_mlx_adapter(net, folder, &AdapterInfo::default())
+    })
 }
 
 fuzz_target!(init: seeds(inputs), |data: &[u8]| {

@@ -1,0 +1,256 @@
+//! What of a checkpoint's files and an adapter's can be merged, and what cannot.
+#![cfg(feature = "flex")]
+
+use std::fs;
+use std::path::Path;
+
+use burn::module::{Module, Param};
+use burn::nn::LinearConfig;
+use burn::tensor::{Device, Distribution};
+use lora_core::*;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+
+fn linear(d_input: usize, d_output: usize) -> AdaptableLinear {
+    LinearConfig::new(d_input, d_output).init(&Device::flex()).into()
+}
+
+fn sentence<T>(result: Result<T>) -> String {
+    result.map(|_| ()).unwrap_err().to_string()
+}
+
+/// Of a checkpoint or an adapter: name, shape, values in f32.
+type Named<'a> = (&'a str, &'a [usize], Vec<f32>);
+
+/// What comes of an adapter over a checkpoint of this dtype.
+fn merged(config: Value, adapter: &[Named], base: &[Named], dtype: Dtype) -> Result<MergeReport> {
+    merged_as(&MergeOptions::default(), config, adapter, base, dtype).map(|(report, _)| report)
+}
+
+/// The same as the options say, and the bytes of the new weights' file.
+fn merged_as(
+    options: &MergeOptions,
+    config: Value,
+    adapter: &[Named],
+    base: &[Named],
+    dtype: Dtype,
+) -> Result<(MergeReport, Vec<u8>)> {
+    let temp = tempfile::tempdir().unwrap();
+    let [base_folder, adapter_folder, output] =
+        ["base", "adapter", "output"].map(|name| temp.path().join(name));
+    let write = |path: &Path, tensors: &[Named], dtype: Dtype| {
+        let bytes: Vec<Vec<u8>> = tensors
+            .iter()
+            .map(|(_, _, values)| match dtype {
+                Dtype::F16 => values
+                    .iter()
+                    .flat_map(|value| half::f16::from_f32(*value).to_le_bytes())
+                    .collect(),
+                _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+            })
+            .collect();
+        let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
+            (*name, TensorView::new(dtype, shape.to_vec(), bytes).unwrap())
+        });
+        fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+    };
+    fs::create_dir(&base_folder).unwrap();
+    fs::create_dir(&adapter_folder).unwrap();
+    write(&base_folder.join("model.safetensors"), base, dtype);
+    fs::write(base_folder.join("config.json"), r#"{"tie_word_embeddings": true}"#).unwrap();
+    write(&adapter_folder.join("adapter_model.safetensors"), adapter, Dtype::F32);
+    fs::write(adapter_folder.join("adapter_config.json"), config.to_string()).unwrap();
+    let device = Device::flex();
+    let report = merge_checkpoint_with(&base_folder, &adapter_folder, &output, &device, options);
+    assert_eq!(report.is_ok(), output.exists());
+    report.map(|report| (report, fs::read(output.join("model.safetensors")).unwrap()))
+}
+
+/// The values of an f32 tensor of such a file.
+fn values(file: &[u8], name: &str) -> Vec<f32> {
+    let tensors = safetensors::SafeTensors::deserialize(file).unwrap();
+    let (four, _) = tensors.tensor(name).unwrap().data().as_chunks::<4>();
+    four.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+fn config(extra: Value) -> Value {
+    let mut config = json!({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q"]});
+    config.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    config
+}
+
+fn factors() -> [Named<'static>; 2] {
+    [
+        ("base_model.model.q.lora_A.weight", &[1, 4], vec![1.0; 4]),
+        ("base_model.model.q.lora_B.weight", &[4, 1], vec![1.0; 4]),
+    ]
+}
+
+fn q() -> Named<'static> {
+    ("q.weight", &[4, 4], vec![0.0; 16])
+}
+
+#[test]
+fn a_checkpoint_takes_all_of_an_adapter_or_nothing() {
+    merged(config(json!({})), &factors(), &[q()], Dtype::F32).unwrap();
+    merged(config(json!({"lora_alpha": -1})), &factors(), &[q()], Dtype::F32).unwrap();
+
+    for (name, shape) in [
+        ("q.lora_magnitude_vector", &[4][..]),
+        ("q.lora_B.bias", &[4]),
+        ("q.base_layer.bias", &[4]),
+        ("q.weight", &[4, 4]),
+        ("v.lora_magnitude_vector", &[4]),
+        ("v.base_layer.bias", &[4]),
+    ] {
+        let name = format!("base_model.model.{name}");
+        let count = shape.iter().product();
+        let [a, b] = factors();
+        let adapter = [a, b, (name.as_str(), shape, vec![3.0; count])];
+        let base = [q(), ("q.bias", &[4], vec![0.0; 4]), ("v.weight", &[4, 4], vec![0.0; 16])];
+        let error = sentence(merged(config(json!({})), &adapter, &base, Dtype::F32));
+        assert!(error.contains("is in the file, but belongs to no target"), "{name}: {error}");
+    }
+
+    let base = [q(), ("v.weight", &[4, 4], vec![0.0; 16])];
+    let two = config(json!({"target_modules": ["q", "v"]}));
+    let error = sentence(merged(two, &factors(), &base, Dtype::F32));
+    assert!(error.contains("v is a target, and the file has nothing for it"), "{error}");
+}
+
+/// With what PEFT adds for a head, its frozen weight, and a bias that trained.
+#[test]
+fn weight_and_bias_of_a_layer_are_merged_each_for_itself() {
+    let weight: Vec<f32> = (0..16).map(|value| value as f32).collect();
+    let [a, b] = factors();
+    let adapter = [
+        a,
+        b,
+        ("base_model.model.q.base_layer.weight", &[4, 4][..], weight.clone()),
+        ("base_model.model.q.base_layer.bias", &[4], vec![7.0; 4]),
+    ];
+    let base = [("q.weight", &[4, 4][..], weight.clone()), ("q.bias", &[4], vec![1.0; 4])];
+    let options = MergeOptions::default();
+    let config = config(json!({"bias": "lora_only"}));
+    let (_, file) = merged_as(&options, config, &adapter, &base, Dtype::F32).unwrap();
+    let expected: Vec<f32> = weight.iter().map(|value| value + 1.0).collect();
+    assert_eq!(values(&file, "q.weight"), expected);
+    assert_eq!(values(&file, "q.bias"), [7.0; 4]);
+}
+
+#[test]
+fn over_what_a_start_left_the_update_is_added_as_it_is() {
+    let mut weight = vec![0.0; 16];
+    weight[0] = 3.0; // the largest singular value, [0][0] in either order
+    weight[5] = 2.0;
+    let base = [("q.weight", &[4, 4][..], weight.clone())];
+    let merged = |residual_base: bool| {
+        let options = MergeOptions { residual_base, ..MergeOptions::default() };
+        let config = config(json!({"init_lora_weights": "pissa"}));
+        let (_, file) = merged_as(&options, config, &factors(), &base, Dtype::F32).unwrap();
+        values(&file, "q.weight")
+    };
+    let mut expected: Vec<f32> = weight.iter().map(|value| value + 1.0).collect();
+    assert_eq!(merged(true), expected);
+    // Over the original weight, the start is taken out: 3 at [0][0].
+    expected[0] -= 3.0;
+    for (found, expected) in merged(false).iter().zip(&expected) {
+        assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+    }
+}
+
+#[test]
+fn a_checkpoint_whose_weights_are_the_other_way_round_is_refused() {
+    let transposed = config(json!({"fan_in_fan_out": true}));
+    let error = sentence(merged(transposed, &factors(), &[q()], Dtype::F32));
+    assert!(error.contains("fan_in_fan_out: expected false"), "{error}");
+}
+
+#[test]
+fn a_tied_embedding_that_trained_as_a_whole_is_not_merged_into_files() {
+    let saved = config(json!({"modules_to_save": ["embed_tokens"]}));
+    let [a, b] = factors();
+    let name = "base_model.model.model.embed_tokens.weight";
+    let adapter = [a, b, (name, &[3, 4][..], vec![9.0; 12])];
+    let base = [q(), ("model.embed_tokens.weight", &[3, 4], vec![1.0; 12])];
+    let error = sentence(merged(saved, &adapter, &base, Dtype::F32));
+    assert!(error.contains("tied to the embedding"), "{error}");
+}
+
+#[test]
+fn a_value_that_the_checkpoint_cannot_hold_is_an_error() {
+    for (part, shape, config) in [
+        ("v.weight", &[4, 4][..], config(json!({"modules_to_save": ["v"]}))),
+        ("q.base_layer.bias", &[4], config(json!({"bias": "lora_only"}))),
+        ("v.bias", &[4], config(json!({"bias": "all"}))),
+    ] {
+        let name = format!("base_model.model.{part}");
+        let [a, b] = factors();
+        let count = shape.iter().product();
+        let adapter = [a, b, (name.as_str(), shape, vec![1e6; count])];
+        // Of the biases, the one that the adapter has.
+        let bias = part.replace(".base_layer", "").replace(".weight", ".bias");
+        let base = [q(), ("v.weight", &[4, 4], vec![0.0; 16]), (&bias, &[4], vec![0.0; 4])];
+        let base = if part == "v.weight" { &base[..2] } else { &base[..] };
+        let error = merged(config, &adapter, base, Dtype::F16).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::NonFinite { .. }), "{part}: {error}");
+    }
+}
+
+#[derive(Module, Debug, VisitLora)]
+struct Pair {
+    v: AdaptableLinear, // [4, 4]
+    q: AdaptableLinear,
+}
+
+#[test]
+fn a_checkpoint_must_be_the_base_of_the_adapter_unless_it_is_wanted() {
+    let base = Pair { v: linear(4, 4), q: linear(4, 4) };
+    let (mut model, _) = inject(base, &LoraConfig::new(2, 4.0)).unwrap();
+    for layer in [&mut model.v, &mut model.q] {
+        let adapter = layer.adapter_mut().unwrap();
+        let a = adapter.lora_a.val().random_like(Distribution::Default);
+        adapter.lora_a = Param::from_tensor(a);
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let adapter = temp.path().join("adapter");
+    save_adapter(&model, &adapter, &AdapterInfo::default()).unwrap();
+
+    let merge = |name: &str, scale: f32, options: &MergeOptions| {
+        let [base, output] =
+            ["base", "output"].map(|kind| temp.path().join(format!("{name}-{kind}")));
+        fs::create_dir(&base).unwrap();
+        // In torch's order, v in another file than q.
+        for (name, layer) in [("q", &model.q), ("v", &model.v)] {
+            let weight = layer.weight().without_autodiff().mul_scalar(scale).transpose();
+            let bytes = weight.into_data().into_bytes().to_vec();
+            let view = TensorView::new(Dtype::F32, vec![4, 4], &bytes).unwrap();
+            let file = safetensors::serialize([(format!("{name}.weight"), view)], None).unwrap();
+            fs::write(base.join(format!("{name}.safetensors")), file).unwrap();
+        }
+        merge_checkpoint_with(base, &adapter, output, &Device::flex(), options)
+    };
+    let strict = MergeOptions::default();
+    assert_eq!(merge("same", 1.0, &strict).unwrap().layers.len(), 2);
+    let error = merge("other", 2.0, &strict).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::OtherBase { .. }), "{error}");
+    let options = MergeOptions { check_base: false, ..strict };
+    assert_eq!(merge("wanted", 2.0, &options).unwrap().layers.len(), 2);
+}
+
+#[test]
+fn a_weight_without_values_is_refused() {
+    for shape in [[0, 4], [4, 0]] {
+        let adapter: [Named; 2] = [
+            ("base_model.model.q.lora_A.weight", &[1, shape[1]], vec![1.0; shape[1]]),
+            ("base_model.model.q.lora_B.weight", &[shape[0], 1], vec![1.0; shape[0]]),
+        ];
+        let error = sentence(merged(
+            config(json!({})),
+            &adapter,
+            &[("q.weight", &shape, vec![])],
+            Dtype::F32,
+        ));
+        assert!(error.contains("no layer has the shape"), "{error}");
+    }
+}

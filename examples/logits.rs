@@ -13,7 +13,9 @@ use burn::tensor::{Tensor, TensorData};
 use burn_lora::{Error, Result, say};
 use clap::Parser;
 use lora_core::{LoadOptions, load_adapter_with, read_adapter_info, save_adapter};
-use lora_models::{Checkpoint, Decoder, HostTensor, SafetensorsFile, WeightSource, read_config};
+use lora_models::{
+    Checkpoint, Decoder, HostTensor, SafetensorsFile, WeightDtype, WeightSource, read_config,
+};
 use lora_train::device_by_name;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -155,10 +157,10 @@ impl WeightSource for Overlaid {
         }
     }
 
-    fn read(&self, name: &str) -> lora_models::Result<HostTensor> {
+    fn read_as(&self, name: &str, dtype: WeightDtype) -> lora_models::Result<HostTensor> {
         match self.residual(name) {
-            Some((file, name)) => file.read(&name),
-            None => self.weights.read(name),
+            Some((file, name)) => file.read_as(&name, dtype),
+            None => self.weights.read_as(name, dtype),
         }
     }
 }

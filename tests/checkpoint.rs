@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use lora_core::{ErrorKind, load_adapter, merge, merge_checkpoint};
 
-use lora_models::{Decoder, SafetensorsFile, read_config};
+use lora_models::{Decoder, SafetensorsFile, WeightDtype, read_config};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -71,8 +71,7 @@ fn the_files_are_those_of_the_merged_model_to_the_bit() {
         for (key, tensor) in model.named_tensors() {
             let (dtype, shape, bytes) = &merged[&key];
             assert_eq!((*dtype, shape), (Dtype::F32, &tensor.shape), "{key}");
-            let values: Vec<u8> = tensor.data.iter().flat_map(|v| v.to_le_bytes()).collect();
-            assert!(*bytes == values, "{name}: {key}");
+            assert!(*bytes == tensor.values.to_le_bytes(), "{name}: {key}");
             changed += usize::from(original[&key].2 != *bytes);
         }
         assert_eq!(changed, report.layers.len(), "{name}: no other tensor has changed");
@@ -129,8 +128,7 @@ fn a_half_precision_checkpoint_is_rounded_once_and_shards_stay_shards() {
     let (mut model, _) = load_adapter(decoder(wide.path()), &adapter).unwrap();
     merge(&mut model).unwrap();
     for (key, tensor) in model.named_tensors() {
-        let expected: Vec<u8> =
-            tensor.data.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
+        let expected = tensor.values.cast(WeightDtype::BF16).to_le_bytes();
         assert!(merged[&key].2 == expected, "{key}");
     }
 }

@@ -12,7 +12,7 @@ use lora_core::{
     merge, read_adapter_config, save_adapter, unmerge,
 };
 use lora_models::{
-    Decoder, DecoderConfig, SafetensorsFile, Sampling, SaveDtype, read_config, save_folder,
+    Decoder, DecoderConfig, SafetensorsFile, Sampling, WeightDtype, read_config, save_folder,
 };
 use safetensors::SafeTensors;
 use tiny::{copy_adapter, decoder, difference, golden, largest_difference, logits, tensor};
@@ -91,11 +91,11 @@ fn a_decoder_that_is_saved_and_read_again_has_the_same_logits() {
         let original = decoder(&folder, &Device::flex());
         let temp = tempfile::tempdir().unwrap();
         let copy = temp.path().join("copy");
-        save_folder(&original, &copy, SaveDtype::F32, &[("note.txt", b"x")]).unwrap();
+        save_folder(&original, &copy, WeightDtype::F32, &[("note.txt", b"x")]).unwrap();
         let path = folder.join("golden.safetensors");
         assert_eq!(logits(&decoder(&copy, &Device::flex()), &path), logits(&original, &path));
         assert_eq!(fs::read(copy.join("note.txt")).unwrap(), b"x");
-        assert!(save_folder(&original, &copy, SaveDtype::F32, &[]).is_err(), "it exists");
+        assert!(save_folder(&original, &copy, WeightDtype::F32, &[]).is_err(), "it exists");
     }
 }
 
@@ -106,11 +106,11 @@ fn a_merged_model_is_saved_merged_and_an_unmerged_one_is_not_saved() {
     let (mut model, _) = load_adapter(base, golden("peft_plain")).unwrap();
     let temp = tempfile::tempdir().unwrap();
     let copy = temp.path().join("copy");
-    let error = save_folder(&model, &copy, SaveDtype::F32, &[]).unwrap_err();
+    let error = save_folder(&model, &copy, WeightDtype::F32, &[]).unwrap_err();
     assert!(error.to_string().contains("not merged"), "{error}");
     assert!(!copy.exists());
     merge(&mut model).unwrap();
-    save_folder(&model, &copy, SaveDtype::F32, &[]).unwrap();
+    save_folder(&model, &copy, WeightDtype::F32, &[]).unwrap();
     let apart = difference(&logits(&decoder(&copy, &Device::flex()), &path), &path);
     assert!(apart <= 1e-5, "{apart:e}");
 }

@@ -16,7 +16,7 @@ use lora_core::{
     LoadOptions, LoadReport, VisitLora, load_adapter, load_adapter_with, merge, save_adapter,
     unmerge, write_folder,
 };
-use lora_models::{Decoder, SaveDtype, save_folder};
+use lora_models::{Decoder, WeightDtype, save_folder};
 use tiny::{
     FileTensor, change_config, change_tensors, copy_adapter, decoder, difference, file_tensors,
     golden, largest_difference, logits, tensor, tensors_of, write_tensors,
@@ -206,7 +206,7 @@ fn a_merged_embedding_parts_from_a_tied_head_where_peft_changes_the_head() {
 
         let temp = tempfile::tempdir().unwrap();
         let copy = temp.path().join("merged");
-        save_folder(&model, &copy, SaveDtype::F32, &[]).unwrap();
+        save_folder(&model, &copy, WeightDtype::F32, &[]).unwrap();
         let written = decoder(&copy, &Device::flex());
         assert_eq!(written.config().tie_word_embeddings, !parts, "{case}");
         let apart = difference(&logits(&written, &path), &path);

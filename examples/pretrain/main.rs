@@ -15,7 +15,8 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use lora_core::ParameterCount;
 use lora_models::{
-    Decoder, DecoderConfig, Message, RandomWeights, Sampling, SaveDtype, Tokenizer, save_folder,
+    AttentionBias, Decoder, DecoderConfig, FAMILIES, Message, RandomWeights, RopeScaling, Sampling,
+    Tokenizer, WeightDtype, save_folder,
 };
 use lora_train::{Sample, Schedule, SplitData, TrainConfig, device_by_name, evaluate, train};
 use rand::SeedableRng;
@@ -131,7 +132,7 @@ fn pretrain(options: &Options) -> Result<()> {
         ("README.md", card(options, parameters.total, tokens, loss)),
     ];
     let texts = texts.each_ref().map(|(name, text)| (*name, text.as_bytes()));
-    save_folder(&decoder, &options.output, SaveDtype::F16, &texts)?;
+    save_folder(&decoder, &options.output, WeightDtype::F16, &texts)?;
     println!("held-out loss {loss:.4} nats per token");
     for prompt in world::held_back_prompts() {
         let text = tokenizer.render(&[Message::user(*prompt)], true)?;
@@ -143,6 +144,7 @@ fn pretrain(options: &Options) -> Result<()> {
 
 fn decoder_config(tokenizer: &Tokenizer) -> DecoderConfig {
     DecoderConfig {
+        family: &FAMILIES[0],
         vocab_size: tokenizer.vocab_size(),
         hidden_size: 96,
         intermediate_size: 256,
@@ -152,9 +154,13 @@ fn decoder_config(tokenizer: &Tokenizer) -> DecoderConfig {
         head_dim: 16,
         rms_norm_eps: 1e-5,
         rope_theta: 10_000.0,
+        rope_scaling: RopeScaling::None,
         max_position_embeddings: 256,
-        attention_bias: false,
+        attention_bias: AttentionBias::None,
         mlp_bias: false,
+        qk_norm: false,
+        sliding_window: None,
+        experts: None,
         tie_word_embeddings: true,
         initializer_range: 0.02,
         bos_token_id: None,

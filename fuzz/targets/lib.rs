@@ -11,7 +11,9 @@ use lora_core::{
     AdaptableConv1d, AdaptableConv2d, AdaptableEmbedding, AdaptableLinear, Init, LoraConfig,
     TargetModules, TrainedBias, VisitLora, inject,
 };
-use lora_models::{Decoder, DecoderConfig, RandomWeights};
+use lora_models::{
+    AttentionBias, Decoder, DecoderConfig, FAMILIES, RandomWeights, RopeScaling,
+};
 
 /// A model with a slot of every kind.
 #[derive(Module, Debug, VisitLora)]
@@ -80,6 +82,7 @@ pub fn adapters(
 /// A decoder of 8 tokens, one block and width 4.
 pub fn decoder() -> Decoder {
     let config = DecoderConfig {
+        family: &FAMILIES[0],
         vocab_size: 8,
         hidden_size: 4,
         intermediate_size: 6,
@@ -89,9 +92,13 @@ pub fn decoder() -> Decoder {
         head_dim: 2,
         rms_norm_eps: 1e-5,
         rope_theta: 1e4,
+        rope_scaling: RopeScaling::None,
         max_position_embeddings: 16,
-        attention_bias: false,
+        attention_bias: AttentionBias::None,
         mlp_bias: false,
+        qk_norm: false,
+        sliding_window: None,
+        experts: None,
         tie_word_embeddings: true,
         initializer_range: 0.02,
         bos_token_id: None,

@@ -87,7 +87,7 @@ pub use ops::lora_linear;
 pub use peft::{
     AdapterInfo, LoadOptions, LoadReport, MergeOptions, load_adapter, load_adapter_with,
     merge_checkpoint, merge_checkpoint_with, read_adapter, read_adapter_config, read_adapter_info,
-    save_adapter, write_file, write_folder,
+    save_adapter, write_file, write_folder, write_folder_with,
 };
 pub use portable::{
     PortabilityProblem, PortabilityRule, PortableReport, Reader, check_config_for, check_model_for,

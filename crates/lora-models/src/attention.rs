@@ -1,14 +1,18 @@
 //! Self-attention with grouped queries.
 
 use burn::module::Module;
-use burn::tensor::{Tensor, activation::softmax};
+use burn::nn::RmsNorm;
+use burn::tensor::{Bool, DType, Tensor, activation::softmax};
 use lora_core::{AdaptableLinear, VisitLora};
 
+use crate::cache::KvCache;
+use crate::norm::rms_norm;
 use crate::rope::Rope;
 
 /// Causal self-attention in which several query heads share one key and value head.
 ///
-/// softmax(q k^T / sqrt(head_dim)) v for each query head, with q and k rotated by their positions.
+/// softmax(q k^T / sqrt(head_dim)) v for each query head, with q and k rotated by their positions and,
+/// in Qwen3, each head of them normalised before.
 ///
 /// # Shapes
 /// - input and output `[batch, length, hidden_size]`
@@ -20,31 +24,40 @@ pub struct Attention {
     pub(crate) k_proj: AdaptableLinear, // [hidden, kv_heads * head_dim]
     pub(crate) v_proj: AdaptableLinear, // [hidden, kv_heads * head_dim]
     pub(crate) o_proj: AdaptableLinear, // [heads * head_dim, hidden]
+    pub(crate) q_norm: Option<RmsNorm>, // [head_dim]
+    pub(crate) k_norm: Option<RmsNorm>, // [head_dim]
     pub(crate) head_dim: usize,
+    #[module(skip)]
+    pub(crate) window: Option<usize>,
 }
 
-/// Keys and values of the positions that one block has seen, each `[batch, kv_heads, seen, head_dim]`.
-pub(crate) type SeenKeyValues = Option<(Tensor<4>, Tensor<4>)>;
+/// What all blocks of one forward share.
+pub(crate) struct Places<'a> {
+    pub(crate) rope: &'a Rope,
+    /// The keys that a query must not look at, `[1 or batch, 1, length, seen + length]`.
+    pub(crate) hidden: Option<&'a Tensor<4, Bool>>,
+}
 
 impl Attention {
-    /// `mask` is `[1, 1, length, seen]`, minus infinity where a query must not look.
     pub(crate) fn forward(
         &self,
         x: Tensor<3>,
-        rope: &Rope,
-        mask: Option<&Tensor<4>>,
-        seen: Option<&mut SeenKeyValues>,
+        places: &Places<'_>,
+        seen: Option<(&mut KvCache, usize)>,
     ) -> Tensor<3> {
         let [batch, length, _] = x.dims();
-        let q = rope.apply(self.split_heads(self.q_proj.forward(x.clone())));
-        let mut k = rope.apply(self.split_heads(self.k_proj.forward(x.clone())));
-        let mut v = self.split_heads(self.v_proj.forward(x));
-        if let Some(seen) = seen {
-            if let Some((seen_k, seen_v)) = seen.take() {
-                k = Tensor::cat(vec![seen_k, k], 2);
-                v = Tensor::cat(vec![seen_v, v], 2);
-            }
-            *seen = Some((k.clone(), v.clone()));
+        let q = self.split_heads(self.q_proj.forward(x.clone()), self.q_norm.as_ref());
+        let k = self.split_heads(self.k_proj.forward(x.clone()), self.k_norm.as_ref());
+        let v = self.split_heads(self.v_proj.forward(x), None);
+        let (q, mut k, mut v) = (places.rope.apply(q), places.rope.apply(k), v);
+        if let Some((cache, block)) = seen {
+            (k, v) = cache.extend(block, k, v);
+        }
+        if let (Some(window), None) = (self.window, places.hidden) {
+            // A single query: what the window hides need not be multiplied at all.
+            let kept = k.dims()[2].min(window);
+            let first = k.dims()[2] - kept;
+            (k, v) = (k.narrow(2, first, kept), v.narrow(2, first, kept));
         }
 
         let [_, heads, _, head_dim] = q.dims();
@@ -55,18 +68,32 @@ impl Attention {
         let q = q.mul_scalar(1.0 / (head_dim as f64).sqrt());
         let scores = q.reshape([batch, kv_heads, rows, head_dim]).matmul(k.swap_dims(2, 3));
         let scores = scores.reshape([batch, heads, length, total]);
-        let scores = match mask {
-            Some(mask) => scores + mask.clone(),
+        let scores = match places.hidden {
+            Some(hidden) => scores.mask_fill(hidden.clone(), f32::NEG_INFINITY),
             None => scores,
         };
-        let weights = softmax(scores, 3).reshape([batch, kv_heads, rows, total]);
+        let weights = softmax_in_f32(scores).reshape([batch, kv_heads, rows, total]);
         let mixed = weights.matmul(v).reshape([batch, heads, length, head_dim]);
         self.o_proj.forward(mixed.swap_dims(1, 2).reshape([batch, length, heads * head_dim]))
     }
 
     /// `[batch, length, heads * head_dim]` to `[batch, heads, length, head_dim]`.
-    fn split_heads(&self, x: Tensor<3>) -> Tensor<4> {
+    fn split_heads(&self, x: Tensor<3>, norm: Option<&RmsNorm>) -> Tensor<4> {
         let [batch, length, width] = x.dims();
-        x.reshape([batch, length, width / self.head_dim, self.head_dim]).swap_dims(1, 2)
+        let x = x.reshape([batch, length, width / self.head_dim, self.head_dim]);
+        let x = match norm {
+            Some(norm) => rms_norm(norm, x),
+            None => x,
+        };
+        x.swap_dims(1, 2)
+    }
+}
+
+/// Softmax over the last axis, rounded once where the scores are in half precision.
+fn softmax_in_f32(scores: Tensor<4>) -> Tensor<4> {
+    let dtype = scores.dtype();
+    match dtype {
+        DType::F32 | DType::F64 => softmax(scores, 3),
+        _ => softmax(scores.cast(DType::F32), 3).cast(dtype),
     }
 }

@@ -8,9 +8,9 @@ use crate::config::DecoderConfig;
 use crate::decoder::Decoder;
 use crate::error::{Error, ErrorKind, Result};
 use crate::gguf::GgufFile;
-use crate::hf::{CONFIG_FILE, SHARDS_FILE, SafetensorsFile, WEIGHTS_FILE, read_config};
+use crate::hf::{CONFIG_FILE, SHARDS_FILE, WEIGHTS_FILE, open_weights, read_config};
 use crate::tokenizer::{TOKENIZER_FILE, Tokenizer};
-use crate::weights::WeightSource;
+use crate::weights::{WeightDtype, WeightSource};
 
 /// An opened model: its config and tokenizer are read, its weights are not yet.
 ///
@@ -45,8 +45,8 @@ impl std::fmt::Debug for Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens a Hugging Face folder (`config.json`, `model.safetensors`, `tokenizer.json`) or a GGUF
-    /// file.
+    /// Opens a Hugging Face folder (`config.json`, `model.safetensors` or
+    /// `model.safetensors.index.json` with its shards, `tokenizer.json`) or a GGUF file.
     ///
     /// # Errors
     /// When `path` is neither, or a file is missing, damaged, or asks for something that this crate
@@ -57,7 +57,7 @@ impl Checkpoint {
             check_files(path)?;
             let config = read_config(path)?;
             let tokenizer = Tokenizer::from_folder(path)?;
-            (config, tokenizer, Box::new(SafetensorsFile::open(path.join(WEIGHTS_FILE))?))
+            (config, tokenizer, open_weights(path)?)
         } else if !path.exists() {
             return Err(not_a_model(path, "nothing"));
         } else {
@@ -102,26 +102,25 @@ impl Checkpoint {
     /// # Errors
     /// When a tensor is missing, unused, of another shape, or cannot be read.
     pub fn decoder(&self, device: &Device) -> Result<Decoder> {
-        Decoder::from_weights(&self.config, self.weights.as_ref(), device)
+        self.decoder_as(WeightDtype::F32, device)
+    }
+
+    /// Reads the weights onto a device, in `dtype`. Beside the model, one tensor at most is in memory.
+    ///
+    /// # Errors
+    /// As [`decoder`](Self::decoder).
+    pub fn decoder_as(&self, dtype: WeightDtype, device: &Device) -> Result<Decoder> {
+        Decoder::from_weights_as(&self.config, self.weights.as_ref(), dtype, device)
     }
 }
 
 /// Says which file a folder lacks, before any of them is read.
 fn check_files(folder: &Path) -> Result<()> {
+    let lacks = |name: &str| !folder.join(name).exists();
     for name in [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE] {
-        if folder.join(name).exists() {
-            continue;
+        if lacks(name) && (name != WEIGHTS_FILE || lacks(SHARDS_FILE)) {
+            return Err(not_a_model(folder, &format!("a folder without {name}")));
         }
-        if name == WEIGHTS_FILE && folder.join(SHARDS_FILE).exists() {
-            let supported = format!("one file, {WEIGHTS_FILE}");
-            return Err(Error::unsupported(
-                folder,
-                "weights in several files",
-                SHARDS_FILE,
-                supported,
-            ));
-        }
-        return Err(not_a_model(folder, &format!("a folder without {name}")));
     }
     Ok(())
 }

@@ -1,13 +1,17 @@
 //! The sizes and switches of a decoder, in the names of Hugging Face's `config.json`.
 
+use crate::family::{ExpertNames, Family};
+
 /// Everything that distinguishes one Llama-like decoder from another.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
+    /// Whose names the files use. The decoder itself goes by the fields below alone.
+    pub family: &'static Family,
     /// Number of tokens that the embedding knows.
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width inside the MLP.
+    /// Width inside a dense MLP.
     pub intermediate_size: usize,
     /// Number of blocks.
     pub num_hidden_layers: usize,
@@ -21,12 +25,20 @@ pub struct DecoderConfig {
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// What stretches the rotary frequencies for longer texts.
+    pub rope_scaling: RopeScaling,
     /// Longest sequence that the model was made for, in tokens.
     pub max_position_embeddings: usize,
-    /// Whether q, k, v and o projections have a bias.
-    pub attention_bias: bool,
+    /// Which attention projections have a bias.
+    pub attention_bias: AttentionBias,
     /// Whether gate, up and down projections have a bias.
     pub mlp_bias: bool,
+    /// Whether each head of queries and keys is normalised before it is rotated.
+    pub qk_norm: bool,
+    /// Layers that see the newest positions only.
+    pub sliding_window: Option<SlidingWindow>,
+    /// A mixture of experts instead of the MLP.
+    pub experts: Option<ExpertsConfig>,
     /// Whether the head is the transposed embedding.
     pub tie_word_embeddings: bool,
     /// Standard deviation of a new weight; only a model trained from scratch uses it.
@@ -37,34 +49,127 @@ pub struct DecoderConfig {
     pub eos_token_ids: Vec<u32>,
 }
 
+/// Which of the attention's projections have a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttentionBias {
+    /// None of them.
+    None,
+    /// Those of queries, keys and values, as in Qwen2.
+    QueryKeyValue,
+    /// Those and the one of the output.
+    All,
+}
+
+/// Attention to the newest positions only: a query at position i sees the positions from
+/// i − `width` + 1 to i.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlidingWindow {
+    /// Positions that a query sees, its own included; above 0.
+    pub width: usize,
+    /// For each layer, whether it has the window.
+    pub layers: Vec<bool>,
+}
+
+/// A mixture of experts: a router chooses few of many MLPs for each token.
+///
+/// y = Σ p_e · MLP_e(x) over the `per_token` experts with the largest p = softmax(router(x)).
+///
+/// Source: "Mixtral of Experts", [arXiv:2401.04088](https://arxiv.org/abs/2401.04088).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpertsConfig {
+    /// Number of experts in a layer.
+    pub count: usize,
+    /// Number of experts that a token goes through.
+    pub per_token: usize,
+    /// Width inside one expert.
+    pub intermediate_size: usize,
+    /// Whether the chosen experts' probabilities are scaled to sum to one.
+    pub normalised: bool,
+    /// For each layer, whether it has experts; the others have a dense MLP.
+    pub layers: Vec<bool>,
+}
+
+/// How the rotary frequencies f_i = theta^(−2i / head_dim) are changed for longer texts than the model
+/// was first trained on.
+///
+/// Source: `transformers/modeling_rope_utils.py` of transformers 5.23, whose formulas these are.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// f_i / factor.
+    Linear {
+        /// How much longer the texts may be.
+        factor: f64,
+    },
+    /// Beyond `max_position_embeddings`, a larger theta that grows with the length n of the text:
+    /// theta · (factor · n / max_position_embeddings − factor + 1)^(head_dim / (head_dim − 2)).
+    Dynamic {
+        /// How much longer the texts may be.
+        factor: f64,
+    },
+    /// f_i / factor for wavelengths above original / low, f_i for those below original / high, and
+    /// between them a linear mixture of the two, as in Llama 3.1.
+    Llama3 {
+        /// How much longer the texts may be.
+        factor: f64,
+        /// Divides the longest wavelength that is not wholly stretched.
+        low_freq_factor: f64,
+        /// Divides the shortest wavelength that is stretched at all.
+        high_freq_factor: f64,
+        /// The longest text of the first training.
+        original_max_position_embeddings: usize,
+    },
+    /// f_i / factor for the slow pairs, f_i for the fast, a ramp between; the rotated vectors are
+    /// scaled too.
+    ///
+    /// Source: "YaRN", [arXiv:2309.00071](https://arxiv.org/abs/2309.00071).
+    Yarn {
+        /// How much longer the texts may be.
+        factor: f64,
+        /// The longest text of the first training.
+        original_max_position_embeddings: usize,
+        /// Turns over the original length above which a pair keeps its frequency.
+        beta_fast: f64,
+        /// Turns below which a pair's frequency is divided by the factor.
+        beta_slow: f64,
+        /// By what rotated vectors are multiplied.
+        attention_factor: f64,
+        /// Whether the ends of the ramp are rounded to whole pairs.
+        truncate: bool,
+    },
+    /// f_i / factors_i, as GGUF files carry Llama 3.1's scaling.
+    Divided {
+        /// One for each pair.
+        factors: Vec<f32>,
+    },
+}
+
 impl DecoderConfig {
+    /// How many positions the layer sees, or `None` when it sees all before its own.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        let window = self.sliding_window.as_ref()?;
+        window.layers.get(layer).is_some_and(|has| *has).then_some(window.width)
+    }
+
+    /// The layer's mixture of experts, or `None` when it has a dense MLP.
+    pub fn experts(&self, layer: usize) -> Option<&ExpertsConfig> {
+        let experts = self.experts.as_ref()?;
+        experts.layers.get(layer).is_some_and(|has| *has).then_some(experts)
+    }
+
+    /// The names of experts in this family's files; Qwen3's for a family that has none.
+    pub(crate) fn expert_names(&self) -> ExpertNames {
+        self.family.experts.unwrap_or(crate::family::QWEN3_EXPERTS)
+    }
+
     /// The name and shape of every tensor of a checkpoint of this decoder, in Hugging Face's names
     /// and layout, in the order of the model.
     pub fn tensor_shapes(&self) -> Vec<(String, Vec<usize>)> {
-        let (hidden, ffn) = (self.hidden_size, self.intermediate_size);
-        let q = self.num_attention_heads * self.head_dim;
-        let kv = self.num_key_value_heads * self.head_dim;
-        let linears = [
-            ("self_attn.q_proj", q, hidden, self.attention_bias),
-            ("self_attn.k_proj", kv, hidden, self.attention_bias),
-            ("self_attn.v_proj", kv, hidden, self.attention_bias),
-            ("self_attn.o_proj", hidden, q, self.attention_bias),
-            ("mlp.gate_proj", ffn, hidden, self.mlp_bias),
-            ("mlp.up_proj", ffn, hidden, self.mlp_bias),
-            ("mlp.down_proj", hidden, ffn, self.mlp_bias),
-        ];
+        let hidden = self.hidden_size;
         let mut shapes = vec![(EMBEDDING.to_owned(), vec![self.vocab_size, hidden])];
         for layer in 0..self.num_hidden_layers {
-            for norm in ["input_layernorm", "post_attention_layernorm"] {
-                shapes.push((format!("model.layers.{layer}.{norm}.weight"), vec![hidden]));
-            }
-            for (name, d_output, d_input, bias) in linears {
-                let path = format!("model.layers.{layer}.{name}");
-                shapes.push((format!("{path}.weight"), vec![d_output, d_input]));
-                if bias {
-                    shapes.push((format!("{path}.bias"), vec![d_output]));
-                }
-            }
+            self.add_block(layer, &format!("model.layers.{layer}"), &mut shapes);
         }
         shapes.push((NORM.to_owned(), vec![hidden]));
         if !self.tie_word_embeddings {
@@ -72,9 +177,53 @@ impl DecoderConfig {
         }
         shapes
     }
+
+    fn add_block(&self, layer: usize, path: &str, shapes: &mut Vec<(String, Vec<usize>)>) {
+        let hidden = self.hidden_size;
+        let q = self.num_attention_heads * self.head_dim;
+        let kv = self.num_key_value_heads * self.head_dim;
+        for norm in ["input_layernorm", "post_attention_layernorm"] {
+            shapes.push((format!("{path}.{norm}.weight"), vec![hidden]));
+        }
+        if self.qk_norm {
+            for norm in ["q_norm", "k_norm"] {
+                shapes.push((format!("{path}.self_attn.{norm}.weight"), vec![self.head_dim]));
+            }
+        }
+        let mut linear = |name: &str, d_output, d_input, bias| {
+            shapes.push((format!("{path}.{name}.weight"), vec![d_output, d_input]));
+            if bias {
+                shapes.push((format!("{path}.{name}.bias"), vec![d_output]));
+            }
+        };
+        let qkv_bias = self.attention_bias != AttentionBias::None;
+        linear("self_attn.q_proj", q, hidden, qkv_bias);
+        linear("self_attn.k_proj", kv, hidden, qkv_bias);
+        linear("self_attn.v_proj", kv, hidden, qkv_bias);
+        linear("self_attn.o_proj", hidden, q, self.attention_bias == AttentionBias::All);
+        let mut mlp = |path: &str, [gate, up, down]: [&str; 3], width, bias| {
+            linear(&format!("{path}.{gate}"), width, hidden, bias);
+            linear(&format!("{path}.{up}"), width, hidden, bias);
+            linear(&format!("{path}.{down}"), hidden, width, bias);
+        };
+        match self.experts(layer) {
+            None => mlp("mlp", DENSE, self.intermediate_size, self.mlp_bias),
+            Some(experts) => {
+                let names = self.expert_names();
+                for expert in 0..experts.count {
+                    let path = format!("{}.experts.{expert}", names.part);
+                    mlp(&path, names.projections, experts.intermediate_size, self.mlp_bias);
+                }
+                linear(&format!("{}.gate", names.part), experts.count, hidden, false);
+            }
+        }
+    }
 }
 
 /// Names of the tensors outside the blocks.
 pub(crate) const EMBEDDING: &str = "model.embed_tokens.weight";
 pub(crate) const NORM: &str = "model.norm.weight";
 pub(crate) const HEAD: &str = "lm_head.weight";
+
+/// The projections of a dense MLP: gate, up, down.
+pub(crate) const DENSE: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];

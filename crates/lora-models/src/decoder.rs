@@ -5,9 +5,12 @@ use burn::nn::RmsNorm;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use lora_core::{AdaptableEmbedding, AdaptableLinear, VisitLora};
 
-use crate::attention::SeenKeyValues;
+use crate::attention::Places;
 use crate::block::Block;
+use crate::cache::KvCache;
 use crate::config::DecoderConfig;
+use crate::layout::{Packing, hidden_keys};
+use crate::norm::rms_norm;
 use crate::rope::Rope;
 
 /// A Llama-like causal language model, as its [`DecoderConfig`] says.
@@ -30,26 +33,6 @@ pub struct DecoderStack {
     pub(crate) embed_tokens: AdaptableEmbedding, // [vocab, hidden]
     pub(crate) layers: Vec<Block>,
     pub(crate) norm: RmsNorm,
-}
-
-/// Keys and values of the positions that a decoder has seen, so that each new token costs one
-/// position only.
-#[derive(Debug, Clone, Default)]
-pub struct KvCache {
-    blocks: Vec<SeenKeyValues>,
-    seen: usize,
-}
-
-impl KvCache {
-    /// A cache that has seen nothing.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Positions seen so far.
-    pub fn seen(&self) -> usize {
-        self.seen
-    }
 }
 
 impl Decoder {
@@ -77,7 +60,81 @@ impl Decoder {
     /// # Shapes
     /// - `ids` `[batch, length]`, output `[batch, length, vocab_size]`
     pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        let hidden = self.hidden_states(ids, None);
+        self.all_logits(self.hidden_states(ids, None))
+    }
+
+    /// The same for several texts in each row, which do not see each other.
+    ///
+    /// # Shapes
+    /// - `ids` `[rows, row_length]` of the packing, output `[rows, row_length, vocab_size]`
+    ///
+    /// # Panics
+    /// When `ids` has another shape than the packing.
+    pub fn forward_packed(&self, ids: Tensor<2, Int>, packing: &Packing) -> Tensor<3> {
+        self.all_logits(self.hidden_states_packed(ids, packing))
+    }
+
+    /// The normalised state after the last block, which [`logits`](Self::logits) turns into logits.
+    /// With a cache, `ids` continue what it has seen.
+    ///
+    /// # Shapes
+    /// - `ids` `[batch, length]`, output `[batch, length, hidden_size]`
+    pub fn hidden_states(&self, ids: Tensor<2, Int>, cache: Option<&mut KvCache>) -> Tensor<3> {
+        let packing = cache.as_ref().and_then(|cache| cache.packing(ids.dims()[1]));
+        self.run(ids, packing.as_ref(), cache)
+    }
+
+    /// The same for several texts in each row, which do not see each other.
+    ///
+    /// # Shapes
+    /// - `ids` `[rows, row_length]` of the packing, output `[rows, row_length, hidden_size]`
+    ///
+    /// # Panics
+    /// When `ids` has another shape than the packing.
+    pub fn hidden_states_packed(&self, ids: Tensor<2, Int>, packing: &Packing) -> Tensor<3> {
+        let expected = [packing.rows(), packing.row_length()];
+        assert_eq!(ids.dims(), expected, "the packing describes other rows");
+        self.run(ids, Some(packing), None)
+    }
+
+    fn run(
+        &self,
+        ids: Tensor<2, Int>,
+        packing: Option<&Packing>,
+        mut cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
+        let [_, length] = ids.dims();
+        let (config, device) = (&self.config, self.device());
+        let seen = cache.as_ref().map_or(0, |cache| cache.seen());
+        if let Some(cache) = &mut cache {
+            cache.prepare(self.model.layers.len(), length);
+        }
+
+        let mut x = self.model.embed_tokens.forward(ids);
+        let (rows, positions) = match packing {
+            Some(packing) => (packing.rows(), packing.positions_from(seen)),
+            None => (1, (seen as u32..(seen + length) as u32).collect()),
+        };
+        let rope = Rope::new(config, &positions, rows, x.dtype(), &device);
+        let hidden = |window| hidden_keys(packing, window, seen, length, &device);
+        let window = config.sliding_window.as_ref().map(|window| window.width);
+        let everywhere = hidden(None);
+        let in_window = window.and_then(|width| hidden(Some(width)));
+        for (number, block) in self.model.layers.iter().enumerate() {
+            let hidden = match block.self_attn.window {
+                Some(_) => in_window.as_ref(),
+                None => everywhere.as_ref(),
+            };
+            let places = Places { rope: &rope, hidden };
+            x = block.forward(x, &places, cache.as_deref_mut().map(|cache| (cache, number)));
+        }
+        if let Some(cache) = cache {
+            cache.advance(length);
+        }
+        rms_norm(&self.model.norm, x)
+    }
+
+    fn all_logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         match &self.lm_head {
             // With its batch axis, which a mixed batch of adapters needs.
             Some(head) => head.forward(hidden),
@@ -89,30 +146,6 @@ impl Decoder {
         }
     }
 
-    /// The normalised state after the last block, which [`logits`](Self::logits) turns into logits.
-    /// With a cache, `ids` continue what it has seen.
-    ///
-    /// # Shapes
-    /// - `ids` `[batch, length]`, output `[batch, length, hidden_size]`
-    pub fn hidden_states(&self, ids: Tensor<2, Int>, cache: Option<&mut KvCache>) -> Tensor<3> {
-        let [_, length] = ids.dims();
-        let device = self.device();
-        let mut no_cache = KvCache::new();
-        let keeps = cache.is_some();
-        let cache = cache.unwrap_or(&mut no_cache);
-        cache.blocks.resize(self.model.layers.len(), None);
-
-        let config = &self.config;
-        let rope = Rope::new(config.head_dim, config.rope_theta, cache.seen, length, &device);
-        let mask = (length > 1).then(|| causal_mask(cache.seen, length, &device));
-        let mut x = self.model.embed_tokens.forward(ids);
-        for (block, seen) in self.model.layers.iter().zip(&mut cache.blocks) {
-            x = block.forward(x, &rope, mask.as_ref(), keeps.then_some(seen));
-        }
-        cache.seen += length;
-        self.model.norm.forward(x)
-    }
-
     /// The head: states `[rows, hidden_size]` to logits `[rows, vocab_size]`.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         match &self.lm_head {
@@ -120,15 +153,4 @@ impl Decoder {
             None => self.model.embed_tokens.tied_logits(hidden),
         }
     }
-}
-
-/// `[1, 1, length, seen + length]`: 0 where a position may look, minus infinity at later ones.
-fn causal_mask(seen: usize, length: usize, device: &Device) -> Tensor<4> {
-    let total = seen + length;
-    let values: Vec<f32> = (0..length)
-        .flat_map(|row| {
-            (0..total).map(move |column| if column <= seen + row { 0.0 } else { f32::NEG_INFINITY })
-        })
-        .collect();
-    Tensor::from_data(TensorData::new(values, [1, 1, length, total]), device)
 }

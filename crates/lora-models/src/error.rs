@@ -35,6 +35,18 @@ impl Error {
         .into()
     }
 
+    /// The tensors that are not as they should be; few of them are shown, for a wrong config can make
+    /// hundreds.
+    pub(crate) fn weights(path: impl AsRef<Path>, mut problems: Vec<String>) -> Self {
+        const SHOWN: usize = 4;
+        let more = problems.len().saturating_sub(SHOWN);
+        problems.truncate(SHOWN);
+        if more > 0 {
+            problems.push(format!("and {more} more"));
+        }
+        ErrorKind::Weights { path: path.as_ref().to_owned(), problems }.into()
+    }
+
     pub(crate) fn unsupported(
         path: impl AsRef<Path>,
         what: impl Into<String>,

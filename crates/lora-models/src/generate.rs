@@ -5,7 +5,8 @@ use burn::tensor::DType;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
-use crate::decoder::{Decoder, KvCache};
+use crate::cache::KvCache;
+use crate::decoder::Decoder;
 use crate::error::{ErrorKind, Result};
 
 /// How the next token is chosen.
@@ -48,7 +49,7 @@ impl Decoder {
 
         let model = self.valid();
         let limit = max_new_tokens.min(config.max_position_embeddings - prompt.len());
-        let mut cache = KvCache::new();
+        let mut cache = KvCache::with_capacity(prompt.len() + limit);
         let mut next: Vec<i32> = prompt.iter().map(|id| *id as i32).collect();
         let mut written = Vec::new();
         while written.len() < limit {

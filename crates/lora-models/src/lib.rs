@@ -10,33 +10,45 @@
 
 mod attention;
 mod block;
+mod cache;
 mod checkpoint;
 mod config;
 mod decoder;
 mod error;
+mod experts;
+mod family;
 mod generate;
 mod gguf;
 mod hf;
+mod layout;
 mod load;
 mod mlp;
+mod norm;
 mod random;
 mod rope;
 mod tokenizer;
 mod weights;
 
 pub use attention::Attention;
-pub use block::Block;
+pub use block::{Block, FeedForward};
+pub use cache::KvCache;
 pub use checkpoint::Checkpoint;
-pub use config::DecoderConfig;
-pub use decoder::{Decoder, DecoderStack, KvCache};
+pub use config::{AttentionBias, DecoderConfig, ExpertsConfig, RopeScaling, SlidingWindow};
+pub use decoder::{Decoder, DecoderStack};
 pub use error::{Error, ErrorKind, Result};
+pub use experts::Experts;
+pub use family::{FAMILIES, Family};
 pub use generate::Sampling;
 pub use gguf::{GgufFile, TokenizerParts, Value, read_gguf_adapter, save_gguf_adapter};
-pub use hf::{SafetensorsFile, SaveDtype, config_to_json, read_config, save_folder};
+pub use hf::{
+    SafetensorsFile, SafetensorsShards, SaveOptions, config_to_json, open_weights, read_config,
+    save_folder, save_folder_with,
+};
+pub use layout::Packing;
 pub use mlp::Mlp;
 pub use random::RandomWeights;
 pub use tokenizer::{Message, Tokenizer};
-pub use weights::{HostTensor, WeightSource};
+pub use weights::{HostTensor, HostValues, WeightDtype, WeightSource};
 
 /// Its example is a test.
 #[cfg(doctest)]

@@ -1,17 +1,20 @@
 //! From a checkpoint's tensors to a decoder, and back to named tensors.
 
+use std::collections::{HashMap, HashSet};
+
 use burn::module::Param;
 use burn::nn::{Embedding, Linear, RmsNorm};
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor};
 use lora_core::{AdaptableLayer, AdaptableLinear, VisitLora, Weights};
 
 use crate::attention::Attention;
-use crate::block::Block;
-use crate::config::{DecoderConfig, EMBEDDING, HEAD, NORM};
+use crate::block::{Block, FeedForward};
+use crate::config::{AttentionBias, DENSE, DecoderConfig, EMBEDDING, HEAD, NORM};
 use crate::decoder::{Decoder, DecoderStack};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
+use crate::experts::Experts;
 use crate::mlp::Mlp;
-use crate::weights::{HostTensor, WeightSource};
+use crate::weights::{HostTensor, HostValues, WeightDtype, WeightSource};
 
 impl Decoder {
     /// Builds the decoder that `config` describes from the tensors of `source`, in f32.
@@ -24,10 +27,24 @@ impl Decoder {
         source: &dyn WeightSource,
         device: &Device,
     ) -> Result<Self> {
+        Self::from_weights_as(config, source, WeightDtype::F32, device)
+    }
+
+    /// The same in `dtype`. One tensor after the other is read, so that beside the model there is never
+    /// more than one.
+    ///
+    /// # Errors
+    /// As [`from_weights`](Self::from_weights).
+    pub fn from_weights_as(
+        config: &DecoderConfig,
+        source: &dyn WeightSource,
+        dtype: WeightDtype,
+        device: &Device,
+    ) -> Result<Self> {
         check_tensors(config, source)?;
-        let builder = Builder { config, source, device };
+        let builder = Builder { config, source, dtype, device };
         let layers = (0..config.num_hidden_layers)
-            .map(|layer| builder.block(&format!("model.layers.{layer}")))
+            .map(|layer| builder.block(layer))
             .collect::<Result<_>>()?;
         let lm_head = match config.tie_word_embeddings {
             true => None,
@@ -46,14 +63,15 @@ impl Decoder {
     }
 
     /// Every tensor under its Hugging Face name and in that layout, one after the other in the order of
-    /// [`DecoderConfig::tensor_shapes`]: of a merged layer the merged weight, of one that has an
-    /// adapter beside it the weight without.
+    /// [`DecoderConfig::tensor_shapes`], in the type that it has here: of a merged layer the merged
+    /// weight, of one that has an adapter beside it the weight without.
     ///
     /// The tensors are those of [`saved_config`](Self::saved_config).
     pub fn named_tensors(&self) -> impl Iterator<Item = (String, HostTensor)> + '_ {
-        self.saved_config().tensor_shapes().into_iter().map(|(name, shape)| {
-            let data = self.host_tensor(&name);
-            (name, HostTensor { shape, data })
+        let tensors = NamedTensors::of(self);
+        self.saved_config().tensor_shapes().into_iter().map(move |(name, shape)| {
+            let tensor = HostTensor::new(shape, tensors.values(&name));
+            (name, tensor)
         })
     }
 
@@ -67,35 +85,58 @@ impl Decoder {
         config.tie_word_embeddings &= !parted;
         config
     }
+}
 
-    fn host_tensor(&self, name: &str) -> Vec<f32> {
-        let norm = |norm: &RmsNorm| to_host(norm.gamma.val());
+/// A decoder's tensors by the names of a checkpoint.
+pub(crate) struct NamedTensors<'a> {
+    decoder: &'a Decoder,
+    layers: HashMap<String, &'a dyn AdaptableLayer>,
+}
+
+impl<'a> NamedTensors<'a> {
+    pub(crate) fn of(decoder: &'a Decoder) -> Self {
+        let mut layers = HashMap::new();
+        decoder.visit_lora("", &mut |path, layer| {
+            layers.insert(path.to_owned(), layer);
+        });
+        Self { decoder, layers }
+    }
+
+    /// The values of one of the names in [`DecoderConfig::tensor_shapes`].
+    pub(crate) fn values(&self, name: &str) -> HostValues {
+        let decoder = self.decoder;
         match name {
-            EMBEDDING => return to_host(acting_weights(&self.model.embed_tokens).weight),
-            HEAD if self.lm_head.is_none() => return to_host(self.model.embed_tokens.weight()),
-            NORM => return norm(&self.model.norm),
+            EMBEDDING => return to_host(acting_weights(&decoder.model.embed_tokens).weight),
+            HEAD if decoder.lm_head.is_none() => {
+                return to_host(decoder.model.embed_tokens.weight());
+            }
             _ => {}
         }
-        for (index, block) in self.model.layers.iter().enumerate() {
-            let Some(part) = name.strip_prefix(&format!("model.layers.{index}.")) else { continue };
-            match part {
-                "input_layernorm.weight" => return norm(&block.input_layernorm),
-                "post_attention_layernorm.weight" => return norm(&block.post_attention_layernorm),
-                _ => {}
-            }
+        if let Some(norm) = self.norm(name) {
+            return to_host(norm.gamma.val());
         }
         let (path, kind) = name.rsplit_once('.').expect("every tensor name has a dot");
-        let mut values = None;
-        self.visit_lora("", &mut |layer_path, layer| {
-            if layer_path == path {
-                let weights = acting_weights(layer);
-                values = Some(match (kind, weights.bias) {
-                    ("bias", Some(bias)) => to_host(bias),
-                    _ => to_host(weights.weight.transpose()),
-                });
-            }
-        });
-        values.expect("tensor_shapes names tensors of this decoder only")
+        let layer = self.layers.get(path).expect("the name is of a tensor of this decoder");
+        let weights = acting_weights(*layer);
+        match (kind, weights.bias) {
+            ("bias", Some(bias)) => to_host(bias),
+            _ => to_host(weights.weight.transpose()),
+        }
+    }
+
+    fn norm(&self, name: &str) -> Option<&RmsNorm> {
+        if name == NORM {
+            return Some(&self.decoder.model.norm);
+        }
+        let (layer, part) = name.strip_prefix("model.layers.")?.split_once('.')?;
+        let block = self.decoder.model.layers.get(layer.parse::<usize>().ok()?)?;
+        match part {
+            "input_layernorm.weight" => Some(&block.input_layernorm),
+            "post_attention_layernorm.weight" => Some(&block.post_attention_layernorm),
+            "self_attn.q_norm.weight" => block.self_attn.q_norm.as_ref(),
+            "self_attn.k_norm.weight" => block.self_attn.k_norm.as_ref(),
+            _ => None,
+        }
     }
 }
 
@@ -105,9 +146,14 @@ fn acting_weights(layer: &dyn AdaptableLayer) -> Weights {
     layer.plain_weights().unwrap_or_else(frozen)
 }
 
-fn to_host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    let data = tensor.without_autodiff().cast(DType::F32).into_data();
-    data.try_to_vec().expect("the tensor was just cast to f32")
+fn to_host<const D: usize>(tensor: Tensor<D>) -> HostValues {
+    let data = tensor.without_autodiff().into_data();
+    let values = match data.dtype() {
+        DType::F16 => data.try_to_vec().map(HostValues::F16),
+        DType::BF16 => data.try_to_vec().map(HostValues::BF16),
+        _ => data.convert::<f32>().try_to_vec().map(HostValues::F32),
+    };
+    values.expect("the type was just looked at")
 }
 
 /// Names every tensor that does not fit, at once.
@@ -123,62 +169,80 @@ fn check_tensors(config: &DecoderConfig, source: &dyn WeightSource) -> Result<()
             Some(_) => {}
         }
     }
+    let known: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
     for name in source.names() {
-        let known = expected.iter().any(|(expected, _)| *expected == name);
         // Old checkpoints carry the rotary frequencies, which follow from the config; tied ones may
         // carry the head as a second copy of the embedding.
         let derived =
             name.ends_with("rotary_emb.inv_freq") || (config.tie_word_embeddings && name == HEAD);
-        if !known && !derived {
+        if !known.contains(name.as_str()) && !derived {
             problems.push(format!("'{name}' is unused"));
         }
     }
     if problems.is_empty() {
         return Ok(());
     }
-    // A wrong config can make hundreds of them.
-    const SHOWN: usize = 4;
-    let more = problems.len().saturating_sub(SHOWN);
-    problems.truncate(SHOWN);
-    if more > 0 {
-        problems.push(format!("and {more} more"));
-    }
-    Err(ErrorKind::Weights { path: source.path().to_owned(), problems }.into())
+    Err(Error::weights(source.path(), problems))
 }
 
 struct Builder<'a> {
     config: &'a DecoderConfig,
     source: &'a dyn WeightSource,
+    dtype: WeightDtype,
     device: &'a Device,
 }
 
 impl Builder<'_> {
-    fn block(&self, path: &str) -> Result<Block> {
+    fn block(&self, layer: usize) -> Result<Block> {
         let config = self.config;
-        let attention =
-            |name: &str| self.linear(&format!("{path}.self_attn.{name}"), config.attention_bias);
-        let mlp = |name: &str| self.linear(&format!("{path}.mlp.{name}"), config.mlp_bias);
+        let path = format!("model.layers.{layer}");
+        let qkv_bias = config.attention_bias != AttentionBias::None;
+        let attention = |name: &str, bias| self.linear(&format!("{path}.self_attn.{name}"), bias);
+        let head_norm = |name: &str| match config.qk_norm {
+            true => self.norm(&format!("{path}.self_attn.{name}.weight")).map(Some),
+            false => Ok(None),
+        };
         Ok(Block {
             input_layernorm: self.norm(&format!("{path}.input_layernorm.weight"))?,
             self_attn: Attention {
-                q_proj: attention("q_proj")?,
-                k_proj: attention("k_proj")?,
-                v_proj: attention("v_proj")?,
-                o_proj: attention("o_proj")?,
+                q_proj: attention("q_proj", qkv_bias)?,
+                k_proj: attention("k_proj", qkv_bias)?,
+                v_proj: attention("v_proj", qkv_bias)?,
+                o_proj: attention("o_proj", config.attention_bias == AttentionBias::All)?,
+                q_norm: head_norm("q_norm")?,
+                k_norm: head_norm("k_norm")?,
                 head_dim: config.head_dim,
+                window: config.window(layer),
             },
             post_attention_layernorm: self
                 .norm(&format!("{path}.post_attention_layernorm.weight"))?,
-            mlp: Mlp {
-                gate_proj: mlp("gate_proj")?,
-                up_proj: mlp("up_proj")?,
-                down_proj: mlp("down_proj")?,
-            },
+            feed_forward: self.feed_forward(layer, &path)?,
         })
     }
 
+    fn feed_forward(&self, layer: usize, path: &str) -> Result<FeedForward> {
+        let Some(experts) = self.config.experts(layer) else {
+            return Ok(FeedForward::Dense(self.mlp(&format!("{path}.mlp"), DENSE)?));
+        };
+        let names = self.config.expert_names();
+        let path = format!("{path}.{}", names.part);
+        let expert = |number| self.mlp(&format!("{path}.experts.{number}"), names.projections);
+        Ok(FeedForward::Experts(Experts {
+            experts: (0..experts.count).map(expert).collect::<Result<_>>()?,
+            gate: self.linear(&format!("{path}.gate"), false)?,
+            per_token: experts.per_token,
+            normalised: experts.normalised,
+            names,
+        }))
+    }
+
+    fn mlp(&self, path: &str, [gate, up, down]: [&str; 3]) -> Result<Mlp> {
+        let linear = |name| self.linear(&format!("{path}.{name}"), self.config.mlp_bias);
+        Ok(Mlp { gate_proj: linear(gate)?, up_proj: linear(up)?, down_proj: linear(down)? })
+    }
+
     fn linear(&self, path: &str, bias: bool) -> Result<AdaptableLinear> {
-        let weight = transpose(self.read(&format!("{path}.weight"))?);
+        let weight = self.read(&format!("{path}.weight"))?.transposed();
         let weight = Param::from_tensor(self.upload(weight));
         let bias = match bias {
             true => Some(Param::from_tensor(self.tensor(&format!("{path}.bias"))?)),
@@ -199,51 +263,17 @@ impl Builder<'_> {
     }
 
     fn read(&self, name: &str) -> Result<HostTensor> {
-        let tensor = self.source.read(name)?;
-        if tensor.data.iter().any(|value| !value.is_finite()) {
+        let tensor = self.source.read_as(name, self.dtype)?;
+        if !tensor.values.is_finite() {
             let place = format!("tensor '{name}'");
-            let (expected, found) = ("finite values", "NaN or infinity; the model is damaged");
-            return Err(Error::malformed(self.source.path(), place, expected, found));
+            let found =
+                "NaN or infinity; the model is damaged, or too large for the type asked for";
+            return Err(Error::malformed(self.source.path(), place, "finite values", found));
         }
         Ok(tensor)
     }
 
     fn upload<const D: usize>(&self, tensor: HostTensor) -> Tensor<D> {
-        Tensor::from_data(TensorData::new(tensor.data, tensor.shape), self.device)
-    }
-}
-
-/// `[rows, columns]` to `[columns, rows]`, in tiles, so that reads and writes both stay in the cache.
-fn transpose(tensor: HostTensor) -> HostTensor {
-    const TILE: usize = 32;
-    let (rows, columns) = (tensor.shape[0], tensor.shape[1]);
-    let mut data = vec![0.0; tensor.data.len()];
-    for row_start in (0..rows).step_by(TILE) {
-        for column_start in (0..columns).step_by(TILE) {
-            for row in row_start..rows.min(row_start + TILE) {
-                for column in column_start..columns.min(column_start + TILE) {
-                    data[column * rows + row] = tensor.data[row * columns + column];
-                }
-            }
-        }
-    }
-    HostTensor { shape: vec![columns, rows], data }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_transpose_of_uneven_tiles() {
-        let (rows, columns) = (37, 70);
-        let data: Vec<f32> = (0..rows * columns).map(|value| value as f32).collect();
-        let transposed = transpose(HostTensor { shape: vec![rows, columns], data: data.clone() });
-        assert_eq!(transposed.shape, [columns, rows]);
-        for row in 0..rows {
-            for column in 0..columns {
-                assert_eq!(transposed.data[column * rows + row], data[row * columns + column]);
-            }
-        }
+        Tensor::from_data(tensor.into_data(), (self.device, self.dtype.dtype()))
     }
 }

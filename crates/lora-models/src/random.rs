@@ -8,7 +8,7 @@ use rand_distr::{Distribution, Normal};
 
 use crate::config::DecoderConfig;
 use crate::error::{Error, Result};
-use crate::weights::{HostTensor, WeightSource};
+use crate::weights::{HostTensor, WeightDtype, WeightSource};
 
 /// A checkpoint that was never trained: weights ~ N(0, initializer_range²), biases 0, norms 1, as
 /// transformers starts a Llama. The same seed gives the same values.
@@ -55,14 +55,14 @@ impl WeightSource for RandomWeights {
         self.shapes.iter().find(|(known, _)| known == name).map(|(_, shape)| shape.clone())
     }
 
-    fn read(&self, name: &str) -> Result<HostTensor> {
+    fn read_as(&self, name: &str, dtype: WeightDtype) -> Result<HostTensor> {
         let position =
             self.shapes.iter().position(|(known, _)| known == name).ok_or_else(|| {
                 Error::malformed(PLACE, name, "a tensor of the model", "no such tensor")
             })?;
         let shape = self.shapes[position].1.clone();
         let count = shape.iter().product();
-        let data = if name.ends_with("norm.weight") {
+        let values: Vec<f32> = if name.ends_with("norm.weight") {
             vec![1.0; count]
         } else if name.ends_with(".bias") {
             vec![0.0; count]
@@ -71,6 +71,6 @@ impl WeightSource for RandomWeights {
             let rng = Xoshiro256PlusPlus::seed_from_u64(seed);
             self.normal.sample_iter(rng).take(count).collect()
         };
-        Ok(HostTensor { shape, data })
+        Ok(HostTensor::new(shape, values).cast(dtype))
     }
 }

@@ -13,7 +13,7 @@ use super::config::{read_config, read_fields};
 use super::fingerprint::{Sample, of_samples};
 use super::keys::{Part, Slot};
 use super::load::{Reader, parse_weights, read_weights};
-use super::save::write_new_folder;
+use super::save::write_folder_with;
 use crate::config::{AdapterConfig, LoraConfig, Patterns};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::{LayerKind, Weights};
@@ -104,7 +104,7 @@ pub fn merge_checkpoint_with(
     }
 
     let mut report = MergeReport::default();
-    write_new_folder(output.as_ref(), |folder| {
+    write_folder_with::<Error>(output.as_ref(), |folder| {
         for other in &others {
             let copy = folder.join(other.file_name().unwrap_or_default());
             fs::copy(other, &copy).map_err(|source| Error::io(other, source))?;

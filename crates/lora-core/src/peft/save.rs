@@ -294,24 +294,29 @@ pub(crate) fn to_host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 /// # Errors
 /// When the folder exists already or cannot be written.
 pub fn write_folder(folder: &Path, files: &[(&str, &[u8])]) -> Result<()> {
-    write_new_folder(folder, |sibling| {
+    write_folder_with(folder, |sibling| {
         files.iter().try_for_each(|(name, bytes)| write(&sibling.join(name), bytes))
     })
 }
 
-/// The same for files that `fill` writes and syncs itself.
-pub(super) fn write_new_folder(
+/// The same for files that `fill` writes into the folder that it is given, and syncs itself; for what is
+/// too large to be held in memory whole.
+///
+/// # Errors
+/// When the folder exists already or cannot be written, and what `fill` answers.
+pub fn write_folder_with<E: From<Error>>(
     folder: &Path,
-    fill: impl FnOnce(&Path) -> Result<()>,
-) -> Result<()> {
+    fill: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
     if folder.exists() {
-        return Err(ErrorKind::Exists { path: folder.to_owned() }.into());
+        return Err(Error::from(ErrorKind::Exists { path: folder.to_owned() }).into());
     }
     let sibling = sibling(folder);
     create_parent(folder)?;
     fs::create_dir(&sibling).map_err(|source| Error::io(&sibling, source))?;
-    let written = fill(&sibling)
-        .and_then(|()| fs::rename(&sibling, folder).map_err(|source| Error::io(folder, source)));
+    let written = fill(&sibling).and_then(|()| {
+        fs::rename(&sibling, folder).map_err(|source| Error::io(folder, source).into())
+    });
     if written.is_err() {
         // The first failure is what the caller must see; a folder that stays behind is named .tmp.
         let _ = fs::remove_dir_all(&sibling);

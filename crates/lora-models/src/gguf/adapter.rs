@@ -36,7 +36,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::weights::WeightSource;
 
 const ARCHITECTURE: &str = "general.architecture";
-const LLAMA: &str = "llama";
 const TYPE: &str = "general.type";
 const ADAPTER_TYPE: &str = "adapter.type";
 const ALPHA: &str = "adapter.lora.alpha";
@@ -73,7 +72,7 @@ pub fn save_gguf_adapter(decoder: &Decoder, path: impl AsRef<Path>) -> Result<()
         Scaling::AlphaOverSqrtRank => first.scaling() * first.rank() as f64,
     };
     let mut writer = Writer::new()
-        .key(ARCHITECTURE, LLAMA)
+        .key(ARCHITECTURE, architecture(decoder.config())?)
         .key(TYPE, "adapter")
         .key(ADAPTER_TYPE, "lora")
         .key(ALPHA, alpha as f32)
@@ -111,13 +110,14 @@ pub fn save_gguf_adapter(decoder: &Decoder, path: impl AsRef<Path>) -> Result<()
 /// ([`AdapterSet::attach`] does).
 ///
 /// # Errors
-/// When the file cannot be read or is damaged; when it is no LoRA adapter for a Llama, or an aLoRA; when a
+/// When the file cannot be read or is damaged; when it is no LoRA adapter, one for another architecture, or an aLoRA; when a
 /// tensor belongs to no layer of the decoder, lacks its other half, has another shape or is not finite
 /// (all of them are named).
 pub fn read_gguf_adapter(decoder: &Decoder, path: impl AsRef<Path>) -> Result<AdapterSet> {
     let path = path.as_ref();
     let file = GgufFile::open(path)?;
-    for (key, expected) in [(TYPE, "adapter"), (ADAPTER_TYPE, "lora"), (ARCHITECTURE, LLAMA)] {
+    let architecture = architecture(decoder.config())?;
+    for (key, expected) in [(TYPE, "adapter"), (ADAPTER_TYPE, "lora"), (ARCHITECTURE, architecture)] {
         let found = file.required(key, file.string(key)?)?;
         if found != expected {
             return Err(Error::unsupported(path, key, found, expected));
@@ -184,25 +184,33 @@ fn read_pair(
         if found.shape != expected || rank == 0 {
             return Err(format!("'{name}': expected shape {expected:?}, found {:?}", found.shape));
         }
-        if found.data.iter().any(|value| !value.is_finite()) {
+        if !found.values.is_finite() {
             return Err(format!("'{name}': expected finite values, found NaN or infinity"));
         }
     }
     if let Some(head_dim) = head_dim {
-        b.data = halved_rows(&b.data, d_output, head_dim);
+        b.values = halved_rows(&b.values.to_f32(), d_output, head_dim).into();
     }
     let device = layer.weight().device();
-    let a = on_device(a.data, shape, &device);
+    let a = on_device(a.values.to_f32(), shape, &device);
     let a = if is_embedding { a } else { transposed(a) };
-    let b = transposed(on_device(b.data, [d_output, rank], &device));
+    let b = transposed(on_device(b.values.to_f32(), [d_output, rank], &device));
     let alpha = if alpha == 0.0 { rank as f64 } else { alpha };
     LoraAdapter::from_tensors(a, b, alpha, Scaling::AlphaOverRank)
         .map_err(|error| error.to_string())
 }
 
-/// The width of the heads whose rows llama.cpp has in an order of its own.
+/// The width of the heads whose rows llama.cpp has in an order of its own, which it has for Llamas only.
 fn head_rows(config: &DecoderConfig, rows: Rows) -> Option<usize> {
-    (rows != Rows::Other).then_some(config.head_dim)
+    let reordered = rows != Rows::Other && config.family.gguf_architecture == Some("llama");
+    reordered.then_some(config.head_dim)
+}
+
+fn architecture(config: &DecoderConfig) -> Result<&'static str> {
+    config.family.gguf_architecture.ok_or_else(|| {
+        let expected = "a decoder of a family whose tensors in GGUF files are known here";
+        argument("adapter", expected, config.family.name)
+    })
 }
 
 fn on_device(data: Vec<f32>, shape: [usize; 2], device: &Device) -> Tensor<2> {

@@ -1,12 +1,16 @@
 //! The sizes of the decoder in a GGUF file, from its keys.
 
 use super::reader::{GgufFile, ROPE_FREQS};
-use crate::config::DecoderConfig;
+use crate::config::{AttentionBias, DecoderConfig, RopeScaling};
 use crate::error::{Error, Result};
+use crate::family::{FAMILIES, Family};
+use crate::rope::{has_usable_frequencies, yarn_attention_factor};
 
 const ARCHITECTURE: &str = "general.architecture";
-const HEADS: &str = "llama.attention.head_count";
-const KEY_HEADS: &str = "llama.attention.head_count_kv";
+/// These two behind the architecture's name.
+const HEADS: &str = "attention.head_count";
+const KEY_HEADS: &str = "attention.head_count_kv";
+const QKV: [&str; 3] = ["q_proj", "k_proj", "v_proj"];
 
 /// llama.cpp's value where the key is absent.
 const DEFAULT_ROPE_THETA: f64 = 10_000.0;
@@ -14,6 +18,8 @@ const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 const INITIALIZER_RANGE: f64 = 0.02;
 /// Far above any real size, and low enough that the product of two sizes does not overflow.
 const MAX_SIZE: u32 = 1 << 30;
+/// The same for the width of a head, each pair of which has a frequency.
+const MAX_HEAD_DIM: usize = 1 << 16;
 
 /// Tokens that end a text: of the text, of a turn, of a message that calls a tool.
 const END_KEYS: [&str; 3] =
@@ -23,97 +29,170 @@ impl GgufFile {
     /// The sizes and switches of the model in this file.
     ///
     /// # Errors
-    /// When the architecture is not `llama`, when the model needs something that this crate's
-    /// decoder does not have (scaled RoPE, experts, several files), or when a key is missing or
+    /// When the architecture is none of `llama`, `qwen2` and `qwen3`, when the model needs something
+    /// that this crate's decoder does not have (experts, several files), or when a key is missing or
     /// does not fit the others.
     pub fn config(&self) -> Result<DecoderConfig> {
+        let family = self.family()?;
         self.refuse_what_the_decoder_lacks()?;
 
-        let hidden_size = self.size("llama.embedding_length")?;
+        let hidden_size = self.size(&self.key("embedding_length"))?;
         let num_attention_heads = self.query_heads()?;
         let num_key_value_heads = self.key_heads()?;
         if !num_attention_heads.is_multiple_of(num_key_value_heads) {
-            let expected = format!("a divisor of {HEADS}, {num_attention_heads}");
+            let expected = format!("a divisor of {}, {num_attention_heads}", self.key(HEADS));
             let found = num_key_value_heads.to_string();
-            return Err(self.malformed_key(KEY_HEADS, expected, found));
+            return Err(self.malformed_key(&self.key(KEY_HEADS), expected, found));
         }
         let vocab_size = self.vocab_size(hidden_size)?;
+        let head_dim = self.head_dim(hidden_size, num_attention_heads)?;
+        let max_position_embeddings = self.size(&self.key("context_length"))?;
 
-        Ok(DecoderConfig {
+        let config = DecoderConfig {
+            family,
             vocab_size,
             hidden_size,
-            intermediate_size: self.size("llama.feed_forward_length")?,
+            intermediate_size: self.size(&self.key("feed_forward_length"))?,
             num_hidden_layers: self.blocks()?,
             num_attention_heads,
             num_key_value_heads,
-            head_dim: self.head_dim(hidden_size, num_attention_heads)?,
-            rms_norm_eps: self.positive("llama.attention.layer_norm_rms_epsilon", None)?,
-            rope_theta: self.positive("llama.rope.freq_base", Some(DEFAULT_ROPE_THETA))?,
-            max_position_embeddings: self.size("llama.context_length")?,
-            attention_bias: self.has_bias(&["q_proj", "k_proj", "v_proj", "o_proj"]),
+            head_dim,
+            rms_norm_eps: self.positive(&self.key("attention.layer_norm_rms_epsilon"), None)?,
+            rope_theta: self.positive(&self.key("rope.freq_base"), Some(DEFAULT_ROPE_THETA))?,
+            rope_scaling: self.rope_scaling(head_dim, max_position_embeddings)?,
+            max_position_embeddings,
+            attention_bias: match (self.has_bias(&["o_proj"]), self.has_bias(&QKV)) {
+                (true, _) => AttentionBias::All,
+                (false, true) => AttentionBias::QueryKeyValue,
+                (false, false) => AttentionBias::None,
+            },
             mlp_bias: self.has_bias(&["gate_proj", "up_proj", "down_proj"]),
+            qk_norm: family.qk_norm,
+            sliding_window: None, // llama.cpp has none for these architectures
+            experts: None,
             tie_word_embeddings: !self.tensors().contains_key("lm_head.weight"),
             initializer_range: INITIALIZER_RANGE,
             bos_token_id: self.token_id("tokenizer.ggml.bos_token_id", vocab_size)?,
             eos_token_ids: self.end_tokens(vocab_size)?,
-        })
+        };
+        match has_usable_frequencies(&config) {
+            true => Ok(config),
+            false => {
+                let found = format!("{:?} with theta {}", config.rope_scaling, config.rope_theta);
+                let expected = "parameters that give finite frequencies";
+                Err(Error::malformed(self.file_path(), "the rope's keys", expected, found))
+            }
+        }
     }
 
     pub(super) fn architecture(&self) -> Result<Option<&str>> {
         self.string(ARCHITECTURE)
     }
 
+    /// The family whose tensors and keys this file has.
+    fn family(&self) -> Result<&'static Family> {
+        let architecture = self.required(ARCHITECTURE, self.architecture()?)?;
+        let known = || FAMILIES.iter().filter(|family| family.gguf_architecture.is_some());
+        known().find(|family| family.gguf_architecture == Some(architecture)).ok_or_else(|| {
+            let mut names: Vec<&str> =
+                known().filter_map(|family| family.gguf_architecture).collect();
+            names.dedup();
+            let path = self.file_path();
+            Error::unsupported(path, ARCHITECTURE, architecture, names.join(", "))
+        })
+    }
+
+    /// A key that begins with the architecture's name, as most of a model's keys do.
+    fn key(&self, name: &str) -> String {
+        let architecture = self.architecture().ok().flatten().unwrap_or("llama");
+        format!("{architecture}.{name}")
+    }
+
     pub(super) fn query_heads(&self) -> Result<usize> {
-        self.size(HEADS)
+        self.size(&self.key(HEADS))
     }
 
     pub(super) fn key_heads(&self) -> Result<usize> {
-        if self.metadata().contains_key(KEY_HEADS) {
-            self.size(KEY_HEADS)
-        } else {
-            self.size(HEADS)
-        }
+        let key = self.key(KEY_HEADS);
+        if self.metadata().contains_key(&key) { self.size(&key) } else { self.query_heads() }
     }
 
     /// Each of these would run and give wrong numbers if it were passed over.
     fn refuse_what_the_decoder_lacks(&self) -> Result<()> {
-        let unsupported = |what: &str, found: String, supported: &str| {
-            Err(Error::unsupported(self.file_path(), what, found, supported))
-        };
-        let architecture = self.required(ARCHITECTURE, self.architecture()?)?;
-        if architecture != "llama" {
-            return unsupported(ARCHITECTURE, architecture.to_owned(), "llama");
-        }
         let key = "split.count";
         if let Some(files) = self.u32(key)?.filter(|&files| files > 1) {
             let supported = "one file; join the parts with llama-gguf-split --merge";
-            return unsupported(key, files.to_string(), supported);
+            return Err(Error::unsupported(self.file_path(), key, files.to_string(), supported));
         }
         // Mixtral is a 'llama' too.
-        let key = "llama.expert_count";
-        if let Some(experts) = self.u32(key)?.filter(|&experts| experts > 0) {
-            return unsupported(key, experts.to_string(), "0, a dense MLP");
-        }
-        let key = "llama.rope.scaling.type";
-        if let Some(scaling) = self.string(key)?.filter(|&scaling| scaling != "none") {
-            return unsupported(key, scaling.to_owned(), "none");
-        }
-        // The older spelling of linear scaling.
-        let key = "llama.rope.scale_linear";
-        if let Some(scale) = self.f64(key)?.filter(|&scale| scale != 1.0) {
-            return unsupported(key, scale.to_string(), "1, no scaling");
-        }
-        // llama.cpp takes a factor without a type as linear scaling.
-        let key = "llama.rope.scaling.factor";
-        if let Some(factor) = self.f64(key)?.filter(|&factor| factor != 1.0 && factor != 0.0) {
-            return unsupported(key, factor.to_string(), "1, no scaling");
-        }
-        // Factors of one were left out when the file was opened.
-        if self.tensors().contains_key(ROPE_FREQS) {
-            let supported = "unscaled RoPE: no such tensor, or all of it 1";
-            return unsupported("tensor", ROPE_FREQS.to_owned(), supported);
+        let key = self.key("expert_count");
+        if let Some(experts) = self.u32(&key)?.filter(|&experts| experts > 0) {
+            let supported = "0, a dense MLP; load experts from a Hugging Face folder";
+            return Err(Error::unsupported(self.file_path(), key, experts.to_string(), supported));
         }
         Ok(())
+    }
+
+    /// What the keys and the tensor of factors say about longer texts.
+    fn rope_scaling(&self, head_dim: usize, longest: usize) -> Result<RopeScaling> {
+        let factor_key = self.key("rope.scaling.factor");
+        // The older spelling of linear scaling; and llama.cpp takes a factor without a type as linear.
+        let old = self.f64(&self.key("rope.scale_linear"))?;
+        let factor = self.f64(&factor_key)?.or(old).filter(|factor| *factor != 0.0).unwrap_or(1.0);
+        if !(factor.is_finite() && factor > 0.0) {
+            let expected = "a finite number above 0";
+            return Err(self.malformed_key(&factor_key, expected, factor.to_string()));
+        }
+        let type_key = self.key("rope.scaling.type");
+        let scaling = match self.string(&type_key)? {
+            Some("none") => RopeScaling::None,
+            None | Some("linear") if factor == 1.0 => RopeScaling::None,
+            None | Some("linear") => RopeScaling::Linear { factor },
+            Some("yarn") => {
+                let original = self.key("rope.scaling.original_context_length");
+                let original = match self.u32(&original)? {
+                    Some(_) => self.size(&original)?,
+                    None => longest,
+                };
+                let number = |name: &str, default: f64| {
+                    self.positive(&self.key(&format!("rope.scaling.{name}")), Some(default))
+                };
+                // llama.cpp multiplies the key into its own 1 + 0.1 ln(factor).
+                let attention = number("attn_factor", 1.0)? * yarn_attention_factor(factor, None);
+                RopeScaling::Yarn {
+                    factor,
+                    original_max_position_embeddings: original,
+                    beta_fast: number("yarn_beta_fast", 32.0)?,
+                    beta_slow: number("yarn_beta_slow", 1.0)?,
+                    attention_factor: attention,
+                    truncate: true,
+                }
+            }
+            Some(other) => {
+                let supported = "none, linear, yarn";
+                return Err(Error::unsupported(self.file_path(), type_key, other, supported));
+            }
+        };
+        // Factors of one were left out when the file was opened.
+        let Some(tensor) = self.tensors().get(ROPE_FREQS) else { return Ok(scaling) };
+        if scaling != RopeScaling::None {
+            let supported = "one of the two, not both";
+            let what = "a scaling of RoPE beside the tensor";
+            return Err(Error::unsupported(self.file_path(), what, ROPE_FREQS, supported));
+        }
+        let place = format!("tensor '{ROPE_FREQS}'");
+        if tensor.info.shape != [head_dim / 2] {
+            let expected = format!("one factor for each of {} pairs of a head", head_dim / 2);
+            let found = format!("the shape {:?}", tensor.info.shape);
+            return Err(Error::malformed(self.file_path(), place, expected, found));
+        }
+        let factors = self.values(ROPE_FREQS, &tensor.info)?;
+        if let Some(factor) = factors.iter().find(|factor| !(factor.is_finite() && **factor > 0.0))
+        {
+            let expected = "finite factors above 0";
+            return Err(Error::malformed(self.file_path(), place, expected, factor.to_string()));
+        }
+        Ok(RopeScaling::Divided { factors })
     }
 
     /// The size under `key`, which must be there.
@@ -139,43 +218,44 @@ impl GgufFile {
     }
 
     fn blocks(&self) -> Result<usize> {
-        let key = "llama.block_count";
-        let blocks = self.size(key)?;
+        let key = self.key("block_count");
+        let blocks = self.size(&key)?;
         // A loader lists every tensor of every block, so an absurd number must not reach it.
         if blocks > self.tensors().len() {
             let expected =
                 format!("at most one block for each of {} tensors", self.tensors().len());
-            return Err(self.malformed_key(key, expected, blocks.to_string()));
+            return Err(self.malformed_key(&key, expected, blocks.to_string()));
         }
         Ok(blocks)
     }
 
     /// The width of a head; the decoder rotates all of it, so RoPE's width must be the same.
     fn head_dim(&self, hidden_size: usize, heads: usize) -> Result<usize> {
-        const KEY_LENGTH: &str = "llama.attention.key_length";
-        const VALUE_LENGTH: &str = "llama.attention.value_length";
-        const ROPE_LENGTH: &str = "llama.rope.dimension_count";
+        let heads_key = self.key(HEADS);
+        let key_length = self.key("attention.key_length");
+        let rope_length = self.key("rope.dimension_count");
         let optional = |key: &str| self.u32(key)?.map(|_| self.size(key)).transpose();
 
-        let (key, head_dim) = match (optional(KEY_LENGTH)?, optional(ROPE_LENGTH)?) {
-            (Some(width), _) => (KEY_LENGTH, width),
-            (None, Some(width)) => (ROPE_LENGTH, width),
-            (None, None) if hidden_size.is_multiple_of(heads) => (HEADS, hidden_size / heads),
+        let (key, head_dim) = match (optional(&key_length)?, optional(&rope_length)?) {
+            (Some(width), _) => (key_length, width),
+            (None, Some(width)) => (rope_length.clone(), width),
+            (None, None) if hidden_size.is_multiple_of(heads) => (heads_key, hidden_size / heads),
             (None, None) => {
-                let expected = format!("a divisor of llama.embedding_length, {hidden_size}");
-                return Err(self.malformed_key(HEADS, expected, heads.to_string()));
+                let length = self.key("embedding_length");
+                let expected = format!("a divisor of {length}, {hidden_size}");
+                return Err(self.malformed_key(&heads_key, expected, heads.to_string()));
             }
         };
-        for other in [VALUE_LENGTH, ROPE_LENGTH] {
-            if let Some(width) = optional(other)?.filter(|&width| width != head_dim) {
+        for other in [self.key("attention.value_length"), rope_length] {
+            if let Some(width) = optional(&other)?.filter(|&width| width != head_dim) {
                 let supported = format!("{head_dim}, the width of a head by {key}");
                 let found = width.to_string();
                 return Err(Error::unsupported(self.file_path(), other, found, supported));
             }
         }
-        if !head_dim.is_multiple_of(2) {
-            let expected = "an even width of a head, for RoPE";
-            return Err(self.malformed_key(key, expected, head_dim.to_string()));
+        if !head_dim.is_multiple_of(2) || head_dim > MAX_HEAD_DIM {
+            let expected = format!("an even width of a head, for RoPE, of at most {MAX_HEAD_DIM}");
+            return Err(self.malformed_key(&key, expected, head_dim.to_string()));
         }
         Ok(head_dim)
     }
@@ -264,6 +344,7 @@ mod tests {
     #[test]
     fn absent_keys_have_llama_cpps_defaults() {
         let expected = DecoderConfig {
+            family: &FAMILIES[0],
             vocab_size: 5,
             hidden_size: 12,
             intermediate_size: 20,
@@ -273,9 +354,13 @@ mod tests {
             head_dim: 2,
             rms_norm_eps: 1e-5,
             rope_theta: 10_000.0,
+            rope_scaling: RopeScaling::None,
             max_position_embeddings: 64,
-            attention_bias: false,
+            attention_bias: AttentionBias::None,
             mlp_bias: false,
+            qk_norm: false,
+            sliding_window: None,
+            experts: None,
             tie_word_embeddings: true,
             initializer_range: 0.02,
             bos_token_id: None,
@@ -288,7 +373,7 @@ mod tests {
     fn present_keys_win() {
         let config = config(
             model()
-                .key(KEY_HEADS, 3_u32)
+                .key("llama.attention.head_count_kv", 3_u32)
                 .key("llama.attention.key_length", 4_u32)
                 .key("llama.rope.dimension_count", 4_u32)
                 .key("llama.rope.freq_base", 5e5_f32)
@@ -305,27 +390,79 @@ mod tests {
         assert_eq!((config.num_key_value_heads, config.head_dim), (3, 4));
         assert_eq!(config.rope_theta, 5e5);
         assert_eq!((config.bos_token_id, config.eos_token_ids), (Some(1), vec![2, 4]));
-        assert!(!config.tie_word_embeddings && config.attention_bias && config.mlp_bias);
+        assert!(!config.tie_word_embeddings && config.mlp_bias);
+        assert_eq!(config.attention_bias, AttentionBias::QueryKeyValue);
     }
 
     #[test]
     fn a_norms_bias_is_no_projections_bias() {
         let config = config(model().f32s("output_norm.bias", &[12], &[0.0; 12])).unwrap();
-        assert!(!config.attention_bias && !config.mlp_bias);
+        assert!(config.attention_bias == AttentionBias::None && !config.mlp_bias);
     }
 
     #[test]
     fn rope_factors_of_one_are_left_out() {
-        assert!(config(model().f32s(ROPE_FREQS, &[1], &[1.0])).is_ok());
-        unsupported(model().f32s(ROPE_FREQS, &[2], &[1.0, 8.0]), ROPE_FREQS);
+        let scaling =
+            |factor| config(model().f32s(ROPE_FREQS, &[1], &[factor])).unwrap().rope_scaling;
+        assert_eq!(scaling(1.0), RopeScaling::None);
+        assert_eq!(scaling(8.0), RopeScaling::Divided { factors: vec![8.0] });
+        malformed(model().f32s(ROPE_FREQS, &[2], &[1.0, 8.0]), "each of 1 pairs");
+        malformed(model().f32s(ROPE_FREQS, &[1], &[0.0]), "finite factors above 0");
+        let both = model().f32s(ROPE_FREQS, &[1], &[8.0]).key("llama.rope.scaling.factor", 2_f32);
+        unsupported(both, ROPE_FREQS);
+    }
+
+    #[test]
+    fn scaling_has_three_spellings() {
+        let scaling = |writer: Writer| config(writer).unwrap().rope_scaling;
+        let linear = RopeScaling::Linear { factor: 4.0 };
+        assert_eq!(scaling(model().key("llama.rope.scale_linear", 4_f32)), linear);
+        assert_eq!(scaling(model().key("llama.rope.scaling.factor", 4_f32)), linear);
+        let typed = model().key("llama.rope.scaling.type", "linear");
+        assert_eq!(scaling(typed.key("llama.rope.scaling.factor", 4_f32)), linear);
+        let none = model().key("llama.rope.scaling.type", "none");
+        assert_eq!(scaling(none.key("llama.rope.scaling.factor", 4_f32)), RopeScaling::None);
+        let yarn = model()
+            .key("llama.rope.scaling.type", "yarn")
+            .key("llama.rope.scaling.factor", 4_f32)
+            .key("llama.rope.scaling.original_context_length", 16_u32);
+        let RopeScaling::Yarn {
+            factor, original_max_position_embeddings, attention_factor, ..
+        } = scaling(yarn)
+        else {
+            panic!("another scaling")
+        };
+        assert_eq!((factor, original_max_position_embeddings), (4.0, 16));
+        assert!((attention_factor - (1.0 + 0.1 * 4_f64.ln())).abs() < 1e-12);
+    }
+
+    #[test]
+    fn qwens_have_keys_and_switches_of_their_own() {
+        let qwen = |architecture: &str| {
+            let key = |name: &str| format!("{architecture}.{name}");
+            Writer::new()
+                .key(ARCHITECTURE, architecture)
+                .key(&key("embedding_length"), 12_u32)
+                .key(&key("feed_forward_length"), 20_u32)
+                .key(&key("block_count"), 1_u32)
+                .key(&key("attention.head_count"), 6_u32)
+                .key(&key("attention.key_length"), 8_u32)
+                .key(&key("attention.layer_norm_rms_epsilon"), 1e-6_f32)
+                .key(&key("context_length"), 64_u32)
+                .f32s("token_embd.weight", &[5, 12], &[0.0; 60])
+        };
+        let two = config(qwen("qwen2").f32s("blk.0.attn_q.bias", &[48], &[0.0; 48])).unwrap();
+        assert_eq!((two.family.name, two.qk_norm, two.head_dim), ("qwen2", false, 8));
+        assert_eq!(two.attention_bias, AttentionBias::QueryKeyValue);
+        let three = config(qwen("qwen3")).unwrap();
+        assert_eq!((three.family.name, three.qk_norm), ("qwen3", true));
     }
 
     #[test]
     fn what_the_decoder_lacks_is_refused() {
         unsupported(model().key("split.count", 2_u16), "split.count");
         unsupported(model().key("llama.expert_count", 8_u32), "llama.expert_count");
-        unsupported(model().key("llama.rope.scaling.type", "linear"), "'linear'");
-        unsupported(model().key("llama.rope.scale_linear", 4_f32), "'4'");
+        unsupported(model().key("llama.rope.scaling.type", "longrope"), "'longrope'");
         unsupported(
             model()
                 .key("llama.rope.dimension_count", 4_u32)
@@ -333,15 +470,18 @@ mod tests {
             "'4'",
         );
         unsupported(model().key("llama.attention.value_length", 4_u32), "value_length");
-        unsupported(Writer::new().key(ARCHITECTURE, "qwen2"), "supported: llama");
+        unsupported(Writer::new().key(ARCHITECTURE, "gemma"), "supported: llama, qwen2, qwen3");
     }
 
     #[test]
     fn sizes_that_do_not_fit_each_other_are_malformed() {
-        malformed(model().key(KEY_HEADS, 4_u32), "a divisor of llama.attention.head_count, 6");
-        malformed(model().key(KEY_HEADS, 0_u32), "a size from 1");
-        malformed(model().key(KEY_HEADS, u64::MAX), "an integer from 0");
-        malformed(model().key(KEY_HEADS, [3_u32, 3]), "an array of 2");
+        malformed(
+            model().key("llama.attention.head_count_kv", 4_u32),
+            "a divisor of llama.attention.head_count, 6",
+        );
+        malformed(model().key("llama.attention.head_count_kv", 0_u32), "a size from 1");
+        malformed(model().key("llama.attention.head_count_kv", u64::MAX), "an integer from 0");
+        malformed(model().key("llama.attention.head_count_kv", [3_u32, 3]), "an array of 2");
         malformed(model().key("llama.rope.dimension_count", 3_u32), "an even width");
         for number in [f32::NAN, f32::INFINITY, 0.0, -1.0] {
             malformed(model().key("llama.rope.freq_base", number), "a finite number above 0");

@@ -24,12 +24,14 @@ const MODEL: [(&str, &str); 3] =
     [("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
 
 /// After `blk.N.` and `model.layers.N.`.
-const BLOCK: [(&str, &str, Rows); 9] = [
+const BLOCK: [(&str, &str, Rows); 11] = [
     ("attn_norm", "input_layernorm", Rows::Other),
     ("attn_q", "self_attn.q_proj", Rows::Query),
     ("attn_k", "self_attn.k_proj", Rows::Key),
     ("attn_v", "self_attn.v_proj", Rows::Other),
     ("attn_output", "self_attn.o_proj", Rows::Other),
+    ("attn_q_norm", "self_attn.q_norm", Rows::Other),
+    ("attn_k_norm", "self_attn.k_norm", Rows::Other),
     ("ffn_norm", "post_attention_layernorm", Rows::Other),
     ("ffn_gate", "mlp.gate_proj", Rows::Other),
     ("ffn_up", "mlp.up_proj", Rows::Other),

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use super::names::Rows;
-use super::reader::{GgufFile, Tensor};
+use super::reader::{GgufFile, ROPE_FREQS, Tensor};
 use crate::error::{Error, Result};
-use crate::weights::{HostTensor, WeightSource};
+use crate::weights::{HostTensor, WeightDtype, WeightSource};
 
 impl WeightSource for GgufFile {
     fn path(&self) -> &Path {
@@ -13,14 +13,15 @@ impl WeightSource for GgufFile {
     }
 
     fn names(&self) -> Vec<String> {
-        self.tensors().keys().cloned().collect()
+        // RoPE's factors are part of the config.
+        self.tensors().keys().filter(|name| *name != ROPE_FREQS).cloned().collect()
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.tensors().get(name).map(|tensor| tensor.info.shape.clone())
     }
 
-    fn read(&self, name: &str) -> Result<HostTensor> {
+    fn read_as(&self, name: &str, dtype: WeightDtype) -> Result<HostTensor> {
         let tensor = self.tensors().get(name).ok_or_else(|| {
             Error::malformed(self.file_path(), format!("tensor '{name}'"), "such a tensor", "none")
         })?;
@@ -29,7 +30,7 @@ impl WeightSource for GgufFile {
         if let Some(heads) = heads {
             data = self.halved_rows(tensor, heads, &data)?;
         }
-        Ok(HostTensor { shape: tensor.info.shape.clone(), data })
+        Ok(HostTensor::new(tensor.info.shape.clone(), data).cast(dtype))
     }
 }
 

@@ -7,11 +7,14 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{CONFIG_FILE, GENERATION_CONFIG_FILE};
-use crate::config::DecoderConfig;
+use crate::config::{AttentionBias, DecoderConfig, ExpertsConfig, RopeScaling, SlidingWindow};
 use crate::error::{Error, Result};
+use crate::family::{BiasRule, FAMILIES, Family, WindowRule};
+use crate::rope::{has_usable_frequencies, yarn_attention_factor};
+use crate::weights::WeightDtype;
 
-/// The fields that are read. What is absent has the default of transformers' `LlamaConfig`, except
-/// the sizes, which must be there.
+/// The fields that are read. What is absent has the default of transformers' class for the family,
+/// except the sizes, which must be there.
 #[derive(Deserialize)]
 struct File {
     vocab_size: usize,
@@ -33,16 +36,35 @@ struct File {
     quantization_config: Option<Value>,
     partial_rotary_factor: Option<f64>,
     rope_theta: Option<f64>,                 // transformers 4
-    rope_scaling: Option<Value>,             // transformers 4
+    rope_scaling: Option<RopeParameters>,    // transformers 4
     rope_parameters: Option<RopeParameters>, // transformers 5
+    original_max_position_embeddings: Option<usize>,
+    use_sliding_window: Option<bool>,
+    max_window_layers: Option<usize>,
+    layer_types: Option<Vec<String>>,
+    num_experts_per_tok: Option<usize>,
+    norm_topk_prob: Option<bool>,
+    decoder_sparse_step: Option<usize>,
+    mlp_only_layers: Option<Vec<usize>>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)] // each of the others scales the angles
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)] // each of the others would change the angles
 struct RopeParameters {
     rope_theta: Option<f64>,
     #[serde(alias = "type")]
     rope_type: Option<String>,
+    factor: Option<f64>,
+    original_max_position_embeddings: Option<usize>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    beta_fast: Option<f64>,
+    beta_slow: Option<f64>,
+    attention_factor: Option<f64>,
+    mscale: Option<f64>,
+    mscale_all_dim: Option<f64>,
+    truncate: Option<bool>,
+    partial_rotary_factor: Option<f64>,
 }
 
 /// Reads `config.json` of a folder, and the end tokens of `generation_config.json` where there is one.
@@ -53,42 +75,19 @@ struct RopeParameters {
 pub fn read_config(folder: impl AsRef<Path>) -> Result<DecoderConfig> {
     let path = folder.as_ref().join(CONFIG_FILE);
     let value = read_json(&path)?;
-    match value.get("model_type") {
-        Some(Value::String(name)) if name == "llama" => {}
-        Some(Value::String(name)) => {
-            return Err(Error::unsupported(&path, "model_type", name, "llama"));
-        }
+    let family = match value.get("model_type") {
+        Some(Value::String(name)) => Family::named(name)
+            .ok_or_else(|| Error::unsupported(&path, "model_type", name, Family::names()))?,
         _ => {
             return Err(Error::malformed(&path, "model_type", "a name such as \"llama\"", "none"));
         }
-    }
-    let file: File = serde_json::from_value(value).map_err(|source| {
-        Error::malformed(&path, "the file", "the fields of a Llama", source.to_string())
-    })?;
-    check_supported(&path, &file)?;
-
-    let num_key_value_heads = file.num_key_value_heads.unwrap_or(file.num_attention_heads);
-    let rope = file.rope_parameters.as_ref().and_then(|rope| rope.rope_theta);
-    let mut config = DecoderConfig {
-        vocab_size: file.vocab_size,
-        hidden_size: file.hidden_size,
-        intermediate_size: file.intermediate_size,
-        num_hidden_layers: file.num_hidden_layers,
-        num_attention_heads: file.num_attention_heads,
-        num_key_value_heads,
-        head_dim: file
-            .head_dim
-            .unwrap_or(file.hidden_size.checked_div(file.num_attention_heads).unwrap_or(0)),
-        rms_norm_eps: file.rms_norm_eps.unwrap_or(1e-6),
-        rope_theta: rope.or(file.rope_theta).unwrap_or(10_000.0),
-        max_position_embeddings: file.max_position_embeddings.unwrap_or(2048),
-        attention_bias: file.attention_bias.unwrap_or(false),
-        mlp_bias: file.mlp_bias.unwrap_or(false),
-        tie_word_embeddings: file.tie_word_embeddings.unwrap_or(false),
-        initializer_range: file.initializer_range.unwrap_or(0.02),
-        bos_token_id: token_ids(&path, "bos_token_id", &file.bos_token_id)?.first().copied(),
-        eos_token_ids: token_ids(&path, "eos_token_id", &file.eos_token_id)?,
     };
+    let fields = value.clone();
+    let file: File = serde_json::from_value(value).map_err(|source| {
+        Error::malformed(&path, "the file", "the fields of a decoder", source.to_string())
+    })?;
+    let reader = Reader { path: &path, family, file, fields };
+    let mut config = reader.config()?;
     check_sizes(&path, &config)?;
     add_generation_ends(folder.as_ref(), &mut config)?;
     Ok(config)
@@ -101,27 +100,251 @@ fn read_json(path: &Path) -> Result<Value> {
     })
 }
 
-fn check_supported(path: &Path, file: &File) -> Result<()> {
-    if let Some(activation) = file.hidden_act.as_deref().filter(|name| *name != "silu") {
-        return Err(Error::unsupported(path, "hidden_act", activation, "silu"));
+/// A config file on its way to a [`DecoderConfig`].
+struct Reader<'a> {
+    path: &'a Path,
+    family: &'static Family,
+    file: File,
+    /// The same once more, for fields whose name depends on the family.
+    fields: Value,
+}
+
+impl Reader<'_> {
+    fn config(&self) -> Result<DecoderConfig> {
+        let (file, defaults, path) = (&self.file, &self.family.defaults, self.path);
+        self.check_supported()?;
+        if !(1..=MOST_LAYERS).contains(&file.num_hidden_layers) {
+            let (expected, found) = (format!("1 to {MOST_LAYERS}"), file.num_hidden_layers);
+            return Err(Error::malformed(path, "num_hidden_layers", expected, found.to_string()));
+        }
+        let heads = file.num_attention_heads;
+        let head_dim = file.head_dim.or(defaults.head_dim);
+        let max_position_embeddings =
+            file.max_position_embeddings.unwrap_or(defaults.max_position_embeddings);
+        let (rope_theta, rope_scaling) = self.rope(max_position_embeddings)?;
+        Ok(DecoderConfig {
+            family: self.family,
+            vocab_size: file.vocab_size,
+            hidden_size: file.hidden_size,
+            intermediate_size: file.intermediate_size,
+            num_hidden_layers: file.num_hidden_layers,
+            num_attention_heads: heads,
+            num_key_value_heads: file
+                .num_key_value_heads
+                .or(defaults.num_key_value_heads)
+                .unwrap_or(heads),
+            head_dim: head_dim.unwrap_or(file.hidden_size.checked_div(heads).unwrap_or(0)),
+            rms_norm_eps: file.rms_norm_eps.unwrap_or(defaults.rms_norm_eps),
+            rope_theta,
+            rope_scaling,
+            max_position_embeddings,
+            attention_bias: match self.family.attention_bias {
+                BiasRule::Always(bias) => bias,
+                BiasRule::Asked if file.attention_bias == Some(true) => AttentionBias::All,
+                BiasRule::Asked => AttentionBias::None,
+            },
+            mlp_bias: self.family.has_mlp_bias && file.mlp_bias.unwrap_or(false),
+            qk_norm: self.family.qk_norm,
+            sliding_window: self.window()?,
+            experts: self.experts()?,
+            tie_word_embeddings: file.tie_word_embeddings.unwrap_or(false),
+            initializer_range: file.initializer_range.unwrap_or(0.02),
+            bos_token_id: token_ids(path, "bos_token_id", &file.bos_token_id)?.first().copied(),
+            eos_token_ids: token_ids(path, "eos_token_id", &file.eos_token_id)?,
+        })
     }
-    let rope = file.rope_parameters.as_ref().and_then(|rope| rope.rope_type.as_deref());
-    if let Some(kind) = rope.filter(|kind| *kind != "default") {
-        return Err(Error::unsupported(path, "rope_type", kind, "default"));
+
+    fn check_supported(&self) -> Result<()> {
+        let (file, path) = (&self.file, self.path);
+        if let Some(activation) = file.hidden_act.as_deref().filter(|name| *name != "silu") {
+            return Err(Error::unsupported(path, "hidden_act", activation, "silu"));
+        }
+        if file.quantization_config.as_ref().is_some_and(|value| !value.is_null()) {
+            let supported = "none: f32, f16 or bf16 weights";
+            return Err(Error::unsupported(path, "quantization_config", "of any kind", supported));
+        }
+        let rope = self.rope_parameters().and_then(|rope| rope.partial_rotary_factor);
+        if let Some(factor) = rope.or(file.partial_rotary_factor).filter(|factor| *factor != 1.0) {
+            let found = factor.to_string();
+            return Err(Error::unsupported(path, "partial_rotary_factor", found, "1"));
+        }
+        Ok(())
     }
-    if file.quantization_config.as_ref().is_some_and(|value| !value.is_null()) {
-        let supported = "none: f32, f16 or bf16 weights";
-        return Err(Error::unsupported(path, "quantization_config", "of any kind", supported));
+
+    /// As transformers 5 does: the older field wins where a file has both.
+    fn rope_parameters(&self) -> Option<&RopeParameters> {
+        self.file.rope_scaling.as_ref().or(self.file.rope_parameters.as_ref())
     }
-    if let Some(factor) = file.partial_rotary_factor.filter(|factor| *factor != 1.0) {
-        let found = factor.to_string();
-        return Err(Error::unsupported(path, "partial_rotary_factor", found, "1"));
+
+    /// theta, and what stretches the frequencies.
+    fn rope(&self, longest: usize) -> Result<(f64, RopeScaling)> {
+        let none = RopeParameters::default();
+        let rope = self.rope_parameters().unwrap_or(&none);
+        let theta = rope.rope_theta.or(self.file.rope_theta);
+        let theta = theta.unwrap_or(self.family.defaults.rope_theta);
+        let number = |name: &str, value: Option<f64>| match value {
+            Some(value) if value.is_finite() && value > 0.0 => Ok(value),
+            Some(value) => {
+                let expected = "a finite number above 0";
+                Err(Error::malformed(self.path, name, expected, value.to_string()))
+            }
+            None => Err(Error::malformed(self.path, name, "a number for this rope_type", "none")),
+        };
+        let factor = || match number("rope factor", rope.factor)? {
+            factor if factor >= 1.0 => Ok(factor),
+            factor => {
+                let expected = "a number of at least 1";
+                Err(Error::malformed(self.path, "rope factor", expected, factor.to_string()))
+            }
+        };
+        let original = self.file.original_max_position_embeddings;
+        let original = original.or(rope.original_max_position_embeddings).unwrap_or(longest);
+        if original == 0 {
+            let name = "original_max_position_embeddings";
+            return Err(Error::malformed(self.path, name, "a number above 0", "0"));
+        }
+        let scaling = match rope.rope_type.as_deref().unwrap_or("default") {
+            "default" => RopeScaling::None,
+            "linear" => RopeScaling::Linear { factor: factor()? },
+            "dynamic" => RopeScaling::Dynamic { factor: factor()? },
+            "llama3" => {
+                let low = number("low_freq_factor", rope.low_freq_factor)?;
+                let high = number("high_freq_factor", rope.high_freq_factor)?;
+                if high <= low {
+                    let expected = format!("a number above low_freq_factor, {low}");
+                    let found = high.to_string();
+                    return Err(Error::malformed(self.path, "high_freq_factor", expected, found));
+                }
+                RopeScaling::Llama3 {
+                    factor: factor()?,
+                    low_freq_factor: low,
+                    high_freq_factor: high,
+                    original_max_position_embeddings: original,
+                }
+            }
+            "yarn" => {
+                let factor = match rope.factor {
+                    None => longest as f64 / original as f64,
+                    Some(_) => factor()?,
+                };
+                let mscales = rope.mscale.zip(rope.mscale_all_dim);
+                let mscales = mscales.filter(|(one, other)| *one != 0.0 && *other != 0.0);
+                let attention = rope.attention_factor;
+                let attention = attention.unwrap_or(yarn_attention_factor(factor, mscales));
+                RopeScaling::Yarn {
+                    factor,
+                    original_max_position_embeddings: original,
+                    beta_fast: number("beta_fast", rope.beta_fast.or(Some(32.0)))?,
+                    beta_slow: number("beta_slow", rope.beta_slow.or(Some(1.0)))?,
+                    attention_factor: number("attention_factor", Some(attention))?,
+                    truncate: rope.truncate.unwrap_or(true),
+                }
+            }
+            other => {
+                let supported = "default, linear, dynamic, llama3, yarn";
+                return Err(Error::unsupported(self.path, "rope_type", other, supported));
+            }
+        };
+        Ok((theta, scaling))
     }
-    match &file.rope_scaling {
-        None | Some(Value::Null) => Ok(()),
-        Some(scaling) => Err(Error::unsupported(path, "rope_scaling", scaling.to_string(), "null")),
+
+    fn window(&self) -> Result<Option<SlidingWindow>> {
+        let (file, layers) = (&self.file, self.file.num_hidden_layers);
+        let used = file.use_sliding_window.unwrap_or(false);
+        let first = match self.family.window {
+            WindowRule::Never => return Ok(None),
+            WindowRule::AllLayers => 0,
+            WindowRule::AllLayersIfUsed if used => 0,
+            WindowRule::UpperLayersIfUsed if used => file.max_window_layers.unwrap_or(28),
+            _ => return Ok(None),
+        };
+        // Null is not the same as absent here.
+        let width = match self.fields.get("sliding_window") {
+            Some(Value::Null) => return Ok(None),
+            Some(width) => width.as_u64().and_then(|width| usize::try_from(width).ok()),
+            None => match self.family.defaults.sliding_window {
+                Some(width) => Some(width),
+                None => return Ok(None),
+            },
+        };
+        let Some(width) = width.filter(|width| *width > 0) else {
+            let found = self.fields["sliding_window"].to_string();
+            let expected = "a number of positions above 0, or null";
+            return Err(Error::malformed(self.path, "sliding_window", expected, found));
+        };
+        let upper = self.family.window == WindowRule::UpperLayersIfUsed;
+        let layers: Vec<bool> = match file.layer_types.as_ref().filter(|_| upper) {
+            None => (0..layers).map(|layer| layer >= first).collect(),
+            Some(types) if types.len() != layers => {
+                let expected = format!("one for each of {layers} layers");
+                let found = types.len().to_string();
+                return Err(Error::malformed(self.path, "layer_types", expected, found));
+            }
+            Some(types) => types
+                .iter()
+                .map(|kind| match kind.as_str() {
+                    "sliding_attention" => Ok(true),
+                    "full_attention" => Ok(false),
+                    other => {
+                        let supported = "full_attention, sliding_attention";
+                        Err(Error::unsupported(self.path, "layer_types", other, supported))
+                    }
+                })
+                .collect::<Result<_>>()?,
+        };
+        Ok(layers.contains(&true).then_some(SlidingWindow { width, layers }))
+    }
+
+    fn experts(&self) -> Result<Option<ExpertsConfig>> {
+        let Some(names) = self.family.experts else { return Ok(None) };
+        let (file, defaults) = (&self.file, &self.family.defaults);
+        let size = |name: &str, default: Option<usize>| {
+            let value = match self.fields.get(name) {
+                None | Some(Value::Null) => default,
+                Some(value) => value.as_u64().and_then(|value| usize::try_from(value).ok()),
+            };
+            value.filter(|value| (1..=LARGEST).contains(value)).ok_or_else(|| {
+                let found = self.fields.get(name).map_or("none".to_owned(), Value::to_string);
+                Error::malformed(self.path, name, format!("1 to {LARGEST}"), found)
+            })
+        };
+        let count = size(names.count, Some(defaults.num_experts))?;
+        let per_token = file.num_experts_per_tok.unwrap_or(defaults.num_experts_per_tok);
+        if !(1..=count).contains(&per_token) {
+            let expected = format!("1 to {} = {count}", names.count);
+            let found = per_token.to_string();
+            return Err(Error::malformed(self.path, "num_experts_per_tok", expected, found));
+        }
+        if count > MOST_EXPERTS {
+            let expected = format!("at most {MOST_EXPERTS}");
+            return Err(Error::malformed(self.path, names.count, expected, count.to_string()));
+        }
+        let step = file.decoder_sparse_step.unwrap_or(1);
+        if step == 0 {
+            return Err(Error::malformed(self.path, "decoder_sparse_step", "above 0", "0"));
+        }
+        let dense = file.mlp_only_layers.as_deref().unwrap_or_default();
+        let has_experts =
+            |layer: usize| !dense.contains(&layer) && (layer + 1).is_multiple_of(step);
+        let every_layer = names.always_normalised; // Mixtral asks for neither of the two
+        let layers: Vec<bool> =
+            (0..file.num_hidden_layers).map(|layer| every_layer || has_experts(layer)).collect();
+        Ok(layers.contains(&true).then_some(ExpertsConfig {
+            count,
+            per_token,
+            intermediate_size: size(names.intermediate_size, defaults.expert_intermediate_size)?,
+            normalised: names.always_normalised || file.norm_topk_prob.unwrap_or(false),
+            layers,
+        }))
     }
 }
+
+// Limits far above any model: products of two sizes cannot overflow, and the list of a model's
+// tensors cannot fill the memory.
+const LARGEST: usize = 1 << 28;
+const MOST_LAYERS: usize = 10_000;
+const MOST_EXPERTS: usize = 4096;
+const WIDEST_HEAD: usize = 1 << 16;
 
 fn check_sizes(path: &Path, config: &DecoderConfig) -> Result<()> {
     let sizes = [
@@ -131,13 +354,8 @@ fn check_sizes(path: &Path, config: &DecoderConfig) -> Result<()> {
         ("num_hidden_layers", config.num_hidden_layers),
         ("num_attention_heads", config.num_attention_heads),
         ("num_key_value_heads", config.num_key_value_heads),
-        ("head_dim", config.head_dim),
         ("max_position_embeddings", config.max_position_embeddings),
     ];
-    // Limits far above any model: products of two sizes cannot overflow, and the list of a model's
-    // tensors cannot fill the memory.
-    const LARGEST: usize = 1 << 28;
-    const MOST_LAYERS: usize = 10_000;
     for (name, size) in sizes {
         let largest = if name == "num_hidden_layers" { MOST_LAYERS } else { LARGEST };
         if size == 0 || size > largest {
@@ -157,13 +375,14 @@ fn check_sizes(path: &Path, config: &DecoderConfig) -> Result<()> {
         let expected = format!("a divisor of num_attention_heads = {heads}");
         return Err(Error::malformed(path, "num_key_value_heads", expected, kv_heads.to_string()));
     }
-    if !config.head_dim.is_multiple_of(2) {
-        return Err(Error::malformed(
-            path,
-            "head_dim",
-            "an even number",
-            config.head_dim.to_string(),
-        ));
+    if !config.head_dim.is_multiple_of(2) || !(2..=WIDEST_HEAD).contains(&config.head_dim) {
+        let expected = format!("an even number from 2 to {WIDEST_HEAD}");
+        return Err(Error::malformed(path, "head_dim", expected, config.head_dim.to_string()));
+    }
+    if !has_usable_frequencies(config) {
+        let found = format!("{:?} with theta {}", config.rope_scaling, config.rope_theta);
+        let expected = "parameters that give finite frequencies";
+        return Err(Error::malformed(path, "rope_parameters", expected, found));
     }
     Ok(())
 }
@@ -197,10 +416,22 @@ fn add_generation_ends(folder: &Path, config: &mut DecoderConfig) -> Result<()> 
 }
 
 /// The content of `config.json` for a decoder, in spellings that transformers 4 and 5 both read.
-pub fn config_to_json(config: &DecoderConfig, dtype: &str) -> Value {
-    json!({
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+///
+/// # Errors
+/// When no family's `config.json` can say all that the config does: frequencies that are divided as a
+/// GGUF file lists them, or switches that no family has together.
+pub fn config_to_json(config: &DecoderConfig, dtype: WeightDtype) -> Result<Value> {
+    let family = match config.family.suits(config) {
+        true => config.family,
+        false => FAMILIES.iter().find(|family| family.suits(config)).ok_or_else(|| {
+            let found = format!("{config:?}");
+            let supported = "the switches of one of the families together";
+            Error::unsupported(CONFIG_FILE, "a decoder", found, supported)
+        })?,
+    };
+    let mut json = json!({
+        "architectures": [family.architecture],
+        "model_type": family.name,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -212,14 +443,97 @@ pub fn config_to_json(config: &DecoderConfig, dtype: &str) -> Value {
         "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_theta,
         "max_position_embeddings": config.max_position_embeddings,
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
         "tie_word_embeddings": config.tie_word_embeddings,
         "initializer_range": config.initializer_range,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": config.eos_token_ids,
-        "torch_dtype": dtype,
-    })
+        "torch_dtype": dtype.torch_name(),
+    });
+    let fields = json.as_object_mut().expect("it was just written as an object");
+    if let Some(scaling) = scaling_to_json(&config.rope_scaling)? {
+        fields.insert("rope_scaling".into(), scaling);
+    }
+    if family.attention_bias == BiasRule::Asked {
+        let bias = config.attention_bias == AttentionBias::All;
+        fields.insert("attention_bias".into(), bias.into());
+    }
+    if family.has_mlp_bias {
+        fields.insert("mlp_bias".into(), config.mlp_bias.into());
+    }
+    let width = config.sliding_window.as_ref().map(|window| window.width);
+    match family.window {
+        WindowRule::Never => {}
+        WindowRule::AllLayers => {
+            fields.insert("sliding_window".into(), width.into());
+        }
+        WindowRule::AllLayersIfUsed | WindowRule::UpperLayersIfUsed => {
+            fields.insert("use_sliding_window".into(), width.is_some().into());
+            fields.insert("sliding_window".into(), width.into());
+        }
+    }
+    if family.window == WindowRule::UpperLayersIfUsed {
+        let kind = |layer| match config.window(layer) {
+            Some(_) => "sliding_attention",
+            None => "full_attention",
+        };
+        let kinds: Vec<_> = (0..config.num_hidden_layers).map(kind).collect();
+        let first = (0..kinds.len()).find(|layer| config.window(*layer).is_some());
+        fields.insert("layer_types".into(), kinds.into());
+        fields.insert("max_window_layers".into(), first.unwrap_or(config.num_hidden_layers).into());
+    }
+    if let (Some(names), Some(experts)) = (family.experts, &config.experts) {
+        fields.insert(names.count.into(), experts.count.into());
+        fields.insert(names.intermediate_size.into(), experts.intermediate_size.into());
+        fields.insert("num_experts_per_tok".into(), experts.per_token.into());
+        if !names.always_normalised {
+            let dense = (0..config.num_hidden_layers).filter(|layer| !experts.layers[*layer]);
+            fields.insert("norm_topk_prob".into(), experts.normalised.into());
+            fields.insert("decoder_sparse_step".into(), 1.into());
+            fields.insert("mlp_only_layers".into(), dense.collect::<Vec<_>>().into());
+        }
+    }
+    Ok(json)
+}
+
+fn scaling_to_json(scaling: &RopeScaling) -> Result<Option<Value>> {
+    Ok(Some(match scaling {
+        RopeScaling::None => return Ok(None),
+        RopeScaling::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),
+        RopeScaling::Dynamic { factor } => json!({"rope_type": "dynamic", "factor": factor}),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        } => json!({
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": low_freq_factor,
+            "high_freq_factor": high_freq_factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+        }),
+        RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings,
+            beta_fast,
+            beta_slow,
+            attention_factor,
+            truncate,
+        } => json!({
+            "rope_type": "yarn",
+            "factor": factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+            "beta_fast": beta_fast,
+            "beta_slow": beta_slow,
+            "attention_factor": attention_factor,
+            "truncate": truncate,
+        }),
+        RopeScaling::Divided { .. } => {
+            let found = "factors of each frequency, as a GGUF file lists them";
+            let supported = "llama3's parameters, from which such factors are made";
+            return Err(Error::unsupported(CONFIG_FILE, "rope_scaling", found, supported));
+        }
+    }))
 }
 
 #[cfg(test)]
@@ -271,9 +585,8 @@ mod tests {
     fn what_the_decoder_does_not_have_is_refused() {
         for (rest, name) in [
             (r#", "hidden_act": "gelu""#, "gelu"),
-            (r#", "rope_scaling": {"rope_type": "yarn"}"#, "yarn"),
-            (r#", "rope_parameters": {"rope_type": "llama3"}"#, "llama3"),
-            (r#", "rope_parameters": {"type": "linear"}"#, "linear"),
+            (r#", "rope_scaling": {"rope_type": "longrope"}"#, "longrope"),
+            (r#", "rope_parameters": {"type": "proportional"}"#, "proportional"),
             (r#", "partial_rotary_factor": 0.5"#, "0.5"),
             (r#", "quantization_config": {"bits": 4}"#, "quantization_config"),
         ] {
@@ -300,7 +613,7 @@ mod tests {
     fn what_is_written_is_read_again() {
         let config = read(r#", "eos_token_id": [2, 5], "tie_word_embeddings": true"#).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let json = config_to_json(&config, "float32").to_string();
+        let json = config_to_json(&config, WeightDtype::F32).unwrap().to_string();
         fs::write(folder.path().join(CONFIG_FILE), json).unwrap();
         assert_eq!(read_config(folder.path()).unwrap(), config);
     }

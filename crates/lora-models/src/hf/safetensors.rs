@@ -5,10 +5,11 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use half::{bf16, f16};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 
 use crate::error::{Error, Result};
-use crate::weights::{HostTensor, WeightSource};
+use crate::weights::{HostTensor, HostValues, WeightDtype, WeightSource};
 
 /// A safetensors file of f32, f16 or bf16 tensors. Only its header is held in memory.
 #[derive(Debug)]
@@ -87,39 +88,78 @@ impl WeightSource for SafetensorsFile {
         self.metadata.info(name).map(|info| info.shape.clone())
     }
 
-    fn read(&self, name: &str) -> Result<HostTensor> {
+    fn read_as(&self, name: &str, dtype: WeightDtype) -> Result<HostTensor> {
         let info = self.info(name)?;
-        if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-            let what = format!("the type of tensor '{name}'");
-            return Err(Error::unsupported(
-                &self.path,
-                what,
-                format!("{:?}", info.dtype),
-                "F32, F16, BF16",
-            ));
-        }
-        let (start, end) = info.data_offsets;
-        let mut bytes = vec![0; end - start];
-        {
-            // A reader that panicked leaves a file position behind, which the seek replaces.
-            let mut file = self.file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            file.seek(SeekFrom::Start(self.data_start + start as u64))
-                .and_then(|_| file.read_exact(&mut bytes))
-                .map_err(|source| Error::io(&self.path, source))?;
-        }
-        Ok(HostTensor { shape: info.shape.clone(), data: to_f32(info.dtype, &bytes) })
+        let count = info.shape.iter().product();
+        let values: HostValues = match (info.dtype, dtype) {
+            (Dtype::F32, WeightDtype::F32) => self.values(info, count, f32::from_le_bytes)?.into(),
+            (Dtype::F16, WeightDtype::F16) => self.values(info, count, f16::from_le_bytes)?.into(),
+            (Dtype::BF16, WeightDtype::BF16) => {
+                self.values(info, count, bf16::from_le_bytes)?.into()
+            }
+            (Dtype::F32, dtype) => self.rounded(info, count, dtype, f32::from_le_bytes)?,
+            (Dtype::F16, dtype) => {
+                self.rounded(info, count, dtype, |bytes| f16::from_le_bytes(bytes).to_f32())?
+            }
+            (Dtype::BF16, dtype) => {
+                self.rounded(info, count, dtype, |bytes| bf16::from_le_bytes(bytes).to_f32())?
+            }
+            (other, _) => {
+                let what = format!("the type of tensor '{name}'");
+                let found = format!("{other:?}");
+                return Err(Error::unsupported(&self.path, what, found, "F32, F16, BF16"));
+            }
+        };
+        Ok(HostTensor::new(info.shape.clone(), values))
     }
 }
 
-fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    let (two, _) = bytes.as_chunks::<2>();
-    match dtype {
-        Dtype::F16 => two.iter().map(|bytes| half::f16::from_le_bytes(*bytes).to_f32()).collect(),
-        Dtype::BF16 => two.iter().map(|bytes| half::bf16::from_le_bytes(*bytes).to_f32()).collect(),
-        _ => {
-            let (four, _) = bytes.as_chunks::<4>();
-            four.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+/// Bytes that are read at once: small beside a tensor, so that a tensor is never held twice.
+const CHUNK_BYTES: usize = 1 << 20;
+
+impl SafetensorsFile {
+    /// A tensor's values, each from its `N` bytes.
+    fn values<const N: usize, T>(
+        &self,
+        info: &TensorInfo,
+        count: usize,
+        from_bytes: impl Fn([u8; N]) -> T,
+    ) -> Result<Vec<T>> {
+        let (start, end) = info.data_offsets;
+        let mut values = Vec::with_capacity(count);
+        let mut buffer = vec![0; CHUNK_BYTES.min(end - start)];
+        // A reader that panicked leaves a file position behind, which the seek replaces.
+        let mut file = self.file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let io = |source| Error::io(&self.path, source);
+        file.seek(SeekFrom::Start(self.data_start + start as u64)).map_err(io)?;
+        let mut left = end - start;
+        while left > 0 {
+            let chunk = left.min(CHUNK_BYTES);
+            file.read_exact(&mut buffer[..chunk]).map_err(io)?;
+            let (whole, _) = buffer[..chunk].as_chunks::<N>();
+            values.extend(whole.iter().map(|bytes| from_bytes(*bytes)));
+            left -= chunk;
         }
+        Ok(values)
+    }
+
+    /// The same, rounded to `dtype`.
+    fn rounded<const N: usize>(
+        &self,
+        info: &TensorInfo,
+        count: usize,
+        dtype: WeightDtype,
+        from_bytes: impl Fn([u8; N]) -> f32,
+    ) -> Result<HostValues> {
+        Ok(match dtype {
+            WeightDtype::F32 => self.values(info, count, from_bytes)?.into(),
+            WeightDtype::F16 => {
+                self.values(info, count, |bytes| f16::from_f32(from_bytes(bytes)))?.into()
+            }
+            WeightDtype::BF16 => {
+                self.values(info, count, |bytes| bf16::from_f32(from_bytes(bytes)))?.into()
+            }
+        })
     }
 }
 
@@ -155,7 +195,11 @@ mod tests {
         let file = open(&valid_file()).unwrap();
         assert_eq!(file.names(), ["a", "b", "c", "d"]);
         for (name, value) in [("a", 1.5), ("b", -2.0), ("c", 0.25)] {
-            assert_eq!(file.read(name).unwrap(), HostTensor { shape: vec![1], data: vec![value] });
+            for dtype in [WeightDtype::F32, WeightDtype::F16, WeightDtype::BF16] {
+                let tensor = file.read_as(name, dtype).unwrap();
+                assert_eq!(tensor.shape, [1]);
+                assert_eq!((tensor.values.dtype(), tensor.values.to_f32()), (dtype, vec![value]));
+            }
         }
         assert!(file.read("d").unwrap_err().to_string().contains("U8"));
         assert!(file.read("e").is_err());

@@ -65,9 +65,9 @@ impl Attention {
         // The query heads of a group stand under each other as rows of one product, so that keys and
         // values need not be repeated.
         let rows = heads / kv_heads * length;
-        let q = q.mul_scalar(1.0 / (head_dim as f64).sqrt());
         let scores = q.reshape([batch, kv_heads, rows, head_dim]).matmul(k.swap_dims(2, 3));
         let scores = scores.reshape([batch, heads, length, total]);
+        let scores = scores.mul_scalar(1.0 / (head_dim as f64).sqrt());
         let scores = match places.hidden {
             Some(hidden) => scores.mask_fill(hidden.clone(), f32::NEG_INFINITY),
             None => scores,

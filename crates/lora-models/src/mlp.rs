@@ -1,7 +1,7 @@
 //! The gated feed-forward part of a block.
 
 use burn::module::Module;
-use burn::tensor::{Tensor, activation::silu};
+use burn::tensor::{DType, Tensor, activation::silu};
 use lora_core::{AdaptableLinear, VisitLora};
 
 /// SwiGLU: down(silu(gate(x)) * up(x)).
@@ -19,7 +19,16 @@ pub struct Mlp {
 
 impl Mlp {
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = silu(self.gate_proj.forward(x.clone()));
+        let gate = silu_in_f32(self.gate_proj.forward(x.clone()));
         self.down_proj.forward(gate * self.up_proj.forward(x))
+    }
+}
+
+/// x · sigmoid(x), rounded once where x is in half precision.
+fn silu_in_f32(x: Tensor<3>) -> Tensor<3> {
+    let dtype = x.dtype();
+    match dtype {
+        DType::F32 | DType::F64 => silu(x),
+        _ => silu(x.cast(DType::F32)).cast(dtype),
     }
 }

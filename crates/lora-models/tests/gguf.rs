@@ -61,7 +61,8 @@ fn blocks_unpack_as_in_ggml() {
     for (name, expected) in types.iter().zip(expected.chunks(6 * 64)) {
         let tensor = file.read(name).unwrap();
         assert_eq!(tensor.shape, [6, 64], "{name}");
-        let difference = tensor.values.to_f32().into_iter().zip(expected).map(|(a, b)| (a - b).abs());
+        let difference =
+            tensor.values.to_f32().into_iter().zip(expected).map(|(a, b)| (a - b).abs());
         let largest = difference.fold(0.0, f32::max);
         assert_eq!(tensor.values.to_f32(), expected, "{name}: largest difference {largest}");
     }

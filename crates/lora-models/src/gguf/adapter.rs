@@ -117,7 +117,8 @@ pub fn read_gguf_adapter(decoder: &Decoder, path: impl AsRef<Path>) -> Result<Ad
     let path = path.as_ref();
     let file = GgufFile::open(path)?;
     let architecture = architecture(decoder.config())?;
-    for (key, expected) in [(TYPE, "adapter"), (ADAPTER_TYPE, "lora"), (ARCHITECTURE, architecture)] {
+    for (key, expected) in [(TYPE, "adapter"), (ADAPTER_TYPE, "lora"), (ARCHITECTURE, architecture)]
+    {
         let found = file.required(key, file.string(key)?)?;
         if found != expected {
             return Err(Error::unsupported(path, key, found, expected));

@@ -308,7 +308,12 @@ impl Reader<'_> {
                 Error::malformed(self.path, name, format!("1 to {LARGEST}"), found)
             })
         };
-        let count = size(names.count, Some(defaults.num_experts))?;
+        // Each family had a name of its own; transformers 5 writes one for all of them.
+        let name = match self.fields.get(names.count) {
+            None => ANY_COUNT,
+            Some(_) => names.count,
+        };
+        let count = size(name, Some(defaults.num_experts))?;
         let per_token = file.num_experts_per_tok.unwrap_or(defaults.num_experts_per_tok);
         if !(1..=count).contains(&per_token) {
             let expected = format!("1 to {} = {count}", names.count);
@@ -344,6 +349,7 @@ impl Reader<'_> {
 const LARGEST: usize = 1 << 28;
 const MOST_LAYERS: usize = 10_000;
 const MOST_EXPERTS: usize = 4096;
+const ANY_COUNT: &str = "num_local_experts";
 const WIDEST_HEAD: usize = 1 << 16;
 
 fn check_sizes(path: &Path, config: &DecoderConfig) -> Result<()> {

@@ -1,4 +1,5 @@
-//! What an adapter costs in memory: forward and backward of one layer, each in a process of its own.
+//! What an adapter costs in memory, and what reading, writing and merging a model does: each in a
+//! process of its own.
 //!
 //! Linux only: the peak is read from `/proc/self`.
 #![cfg(target_os = "linux")]
@@ -13,6 +14,10 @@ use burn::nn::{Initializer, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor};
 use lora_core::{AdaptableLinear, AdapterInfo, LoraConfig, LoraLinear, inject};
 use lora_core::{merge_checkpoint, save_adapter};
+use lora_models::{
+    Decoder, DecoderConfig, RandomWeights, SaveOptions, WeightDtype, open_weights, read_config,
+    save_folder_with,
+};
 use safetensors::tensor::{Dtype, TensorView};
 
 const D: usize = 4096;
@@ -38,6 +43,10 @@ fn child() {
         let (base, adapter) = (folder.join("base"), folder.join("adapter"));
         merge_checkpoint(base, adapter, folder.join("merged"), &Device::flex()).unwrap();
         println!("peak {}", resident("VmHWM") - before);
+        return;
+    }
+    if let Some(peak) = read_or_write(&case) {
+        println!("peak {peak}");
         return;
     }
     let device = Device::flex().autodiff();
@@ -117,4 +126,63 @@ fn a_checkpoint_is_merged_without_holding_it() {
     assert!(peak < 0.5 * size, "{peak:.1} MiB for a checkpoint of {size:.0} MiB");
     let merged = fs::metadata(folder.path().join("merged/model.safetensors")).unwrap();
     assert_eq!(merged.len(), fs::metadata(file).unwrap().len());
+}
+
+/// A random decoder's folder of 64 MiB in bf16, in shards.
+fn big_folder(folder: &Path) -> f64 {
+    let config = DecoderConfig {
+        vocab_size: 4096,
+        hidden_size: 512,
+        intermediate_size: 2048,
+        num_hidden_layers: 7,
+        num_attention_heads: 8,
+        num_key_value_heads: 4,
+        head_dim: 64,
+        tie_word_embeddings: true,
+        ..read_config(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families/qwen3"))
+            .unwrap()
+    };
+    let weights = RandomWeights::new(&config, 1).unwrap();
+    let decoder =
+        Decoder::from_weights_as(&config, &weights, WeightDtype::BF16, &Device::flex()).unwrap();
+    let options = SaveOptions { dtype: WeightDtype::BF16, max_shard_bytes: 30 << 20 };
+    save_folder_with(&decoder, folder, &options, &[]).unwrap();
+    let files = fs::read_dir(folder).unwrap().map(|file| file.unwrap().metadata().unwrap().len());
+    files.sum::<u64>() as f64 / 1024.0 / 1024.0
+}
+
+#[test]
+fn a_model_is_read_and_written_without_a_second_copy() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("model");
+    let size = big_folder(&folder);
+    for (case, bound) in [("read bf16", 1.1), ("read f32", 2.1), ("write", 0.25)] {
+        let peak = peak(&format!("{case} {}", folder.display()));
+        println!("{case}: {peak:.1} MiB for {size:.1} MiB of files");
+        assert!(peak <= bound * size, "{case}: {peak:.1} MiB for {size:.1} MiB");
+    }
+}
+
+/// The work of a process that reads or writes `folder`, and what it took beyond the start.
+fn read_or_write(case: &str) -> Option<f64> {
+    let dtype = match case {
+        case if case.starts_with("read f32 ") => WeightDtype::F32,
+        case if case.starts_with("read bf16 ") || case.starts_with("write ") => WeightDtype::BF16,
+        _ => return None,
+    };
+    let folder = Path::new(case.rsplit_once(' ')?.1);
+    let (config, weights) = (read_config(folder).unwrap(), open_weights(folder).unwrap());
+    let device = Device::flex();
+    let read = || Decoder::from_weights_as(&config, &*weights, dtype, &device).unwrap();
+    let kept = case.starts_with("write ").then(read);
+    fs::write("/proc/self/clear_refs", "5").unwrap();
+    let before = resident("VmRSS");
+    match kept {
+        None => drop(read()),
+        Some(decoder) => {
+            let options = SaveOptions { dtype, max_shard_bytes: u64::MAX };
+            save_folder_with(&decoder, folder.with_extension("copy"), &options, &[]).unwrap();
+        }
+    }
+    Some(resident("VmHWM") - before)
 }

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::frozen::{FrozenLayer, LayerKind, Weights, frozen, frozen_param};
 use crate::init::fresh_seed;
 use crate::layer::{Adaptable, LoraLayer};
-use crate::ops::fold_rows;
+use crate::ops::{fold_rows, product};
 
 /// An embedding that never trains: y = the rows of W that are asked for.
 ///
@@ -170,10 +170,10 @@ impl Adaptable<FrozenEmbedding> {
     /// trained copy of the embedding is the embedding's alone, merged or not.
     pub fn tied_logits(&self, hidden: Tensor<2>) -> Tensor<2> {
         match self {
-            Self::Dense(layer) => hidden.matmul(layer.weight.val().transpose()),
-            Self::Lora(layer) => hidden.matmul(layer.base.weight().transpose()),
+            Self::Dense(layer) => product(hidden, layer.weight.val().transpose()),
+            Self::Lora(layer) => product(hidden, layer.base.weight().transpose()),
             Self::Replaced(layer) => {
-                let logits = hidden.clone().matmul(layer.base.weight().transpose());
+                let logits = product(hidden.clone(), layer.base.weight().transpose());
                 match layer.tokens() {
                     Some(tokens) => tokens.put_over_logits(logits, hidden),
                     None => logits,

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::frozen::{FrozenLinear, add_bias, apply};
 use crate::init::fresh_seed;
 use crate::layer::{Adaptable, LoraLayer};
-use crate::ops::{fold_rows, lora_linear, lora_linear_over};
+use crate::ops::{fold_rows, lora_linear, lora_linear_over, product};
 use crate::samples::for_each_row;
 
 /// A frozen linear layer with a trainable low-rank update.
@@ -92,7 +92,7 @@ impl LoraLayer<FrozenLinear> {
             return fold_rows(input, |rows| {
                 let each = |values| for_each_row(values, rows.dims()[0]);
                 let down = rows.clone().matmul(a).mul_scalar(scaling) * each(&samples.ranks);
-                let output = rows.clone().matmul(weight) + down.matmul(b);
+                let output = product(rows.clone(), weight) + down.matmul(b);
                 let output = match &samples.scale {
                     Some(scale) => output * each(scale),
                     None => output,
@@ -161,7 +161,9 @@ impl Adaptable<FrozenLinear> {
     /// When the last axis of `input` is not `d_input`.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         match self {
-            Self::Dense(layer) => fold_rows(input, |rows| layer.forward(rows)),
+            Self::Dense(layer) => {
+                apply(input, layer.weight.val(), layer.bias.as_ref().map(|bias| bias.val()))
+            }
             Self::Lora(layer) => layer.forward(input),
             Self::Replaced(layer) => apply(input, layer.weight(), layer.bias()),
         }

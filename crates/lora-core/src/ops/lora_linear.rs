@@ -62,6 +62,12 @@ pub trait LoraOps: Backend {
         Self::float_add(y, Self::float_matmul(left, right))
     }
 
+    /// x W, for an x with few rows: x `[rows, d_input]`, weight `[d_input, d_output]`.
+    #[fusion(default)]
+    fn product_of_few_rows(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(x, weight)
+    }
+
     /// left^T · right, for a left with few columns: left `[rows, rank]`, right `[rows, columns]`.
     #[fusion(default)]
     fn transposed_product(left: FloatTensor<Self>, right: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -77,6 +83,10 @@ impl LoraOps for burn::backend::Flex {
         right: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         lora_flex::add_product(y, left, right)
+    }
+
+    fn product_of_few_rows(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        lora_flex::product_of_few_rows(x, weight)
     }
 
     fn transposed_product(left: FloatTensor<Self>, right: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -208,7 +218,7 @@ pub fn lora_linear(
         lora_a.dims(),
         lora_b.dims(),
     );
-    let product = x.clone().without_autodiff().matmul(weight.clone().without_autodiff());
+    let product = product(x.clone().without_autodiff(), weight.clone().without_autodiff());
     lora_linear_over(product, x, weight, lora_a, lora_b, scaling)
 }
 
@@ -229,6 +239,22 @@ pub(crate) fn lora_linear_over(
         lora_a.into_dispatch(),
         lora_b.into_dispatch(),
         scaling,
+    ))
+}
+
+/// x W, in the way that suits the number of rows; with gradients, Burn's.
+///
+/// # Shapes
+/// - `x` `[rows, d_input]`, `weight` `[d_input, d_output]`, output `[rows, d_output]`
+pub(crate) fn product(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    /// More rows are a matter for the general product on every backend.
+    const FEW: usize = 16;
+    if x.dims()[0] > FEW || x.device().is_autodiff() || weight.device().is_autodiff() {
+        return x.matmul(weight);
+    }
+    Tensor::from_dispatch(<Dispatch as LoraOps>::product_of_few_rows(
+        x.into_dispatch(),
+        weight.into_dispatch(),
     ))
 }
 

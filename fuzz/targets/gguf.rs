@@ -36,6 +36,16 @@ fn inputs() -> Vec<Vec<u8>> {
         ("tokenizer.ggml.eos_token_id", U32, number(3)),
         ("tokenizer.chat_template", TEXT, text("{{ messages[0].content }}")),
     ];
+    let floats = |values: &[f32]| {
+        list(F32, values.iter().map(|value| value.to_le_bytes().to_vec()).collect())
+    };
+    let sentence_piece = vec![
+        ("tokenizer.ggml.model", TEXT, text("llama")),
+        ("tokenizer.ggml.tokens", LIST, texts(&["<unk>", "<s>", "a", "b", "ab", "▁ab", "▁"])),
+        ("tokenizer.ggml.token_type", LIST, list(U32, [2, 3, 1, 1, 1, 1, 1].map(number).to_vec())),
+        ("tokenizer.ggml.scores", LIST, floats(&[0.0, 0.0, -3.0, -4.0, -1.0, -2.0, -5.0])),
+        ("tokenizer.ggml.bos_token_id", U32, number(1)),
+    ];
     // The type of a block, its values and its bytes.
     let blocks = [
         ("token_embd.weight", 0, 32, 128),
@@ -58,7 +68,7 @@ fn inputs() -> Vec<Vec<u8>> {
         .zip(&shapes)
         .map(|(&(name, kind, _, bytes), shape)| (name, kind, &shape[..], vec![7; 4 * bytes]))
         .collect();
-    vec![gguf(&keys, &named), gguf(&keys, &[]), gguf(&[], &named)]
+    vec![gguf(&keys, &named), gguf(&keys, &[]), gguf(&[], &named), gguf(&sentence_piece, &[])]
 }
 
 fuzz_target!(init: seeds(inputs), |data: &[u8]| {
@@ -66,7 +76,9 @@ fuzz_target!(init: seeds(inputs), |data: &[u8]| {
         let path = folder.join("model.gguf");
         if let Ok(file) = GgufFile::open(&path) {
             let _ = file.config();
-            let _ = file.tokenizer_parts();
+            if let Ok(parts) = file.tokenizer_parts() {
+                let _ = parts.tokenizer.encode("ab é 12<s>", true);
+            }
             for name in WeightSource::names(&file) {
                 if let Ok(tensor) = WeightSource::read(&file, &name) {
                     assert_eq!(tensor.data.len(), tensor.shape.iter().product::<usize>());

@@ -9,6 +9,9 @@ use lora_models::{Error, ErrorKind, GgufFile, Value, WeightSource};
 mod writer;
 use writer::{Writer, on_disk};
 
+#[path = "gguf/tokenizers.rs"]
+mod tokenizers;
+
 const F32: u32 = 0;
 
 fn open(writer: Writer) -> Result<GgufFile, Error> {

@@ -151,6 +151,20 @@ impl GgufFile {
         })
     }
 
+    /// The array of 32-bit floating point numbers under `key`, or `None` when the file has no such key.
+    ///
+    /// # Errors
+    /// When the value is not an array of 32-bit floating point numbers.
+    pub fn f32s(&self, key: &str) -> Result<Option<Vec<f32>>> {
+        self.get(key, "an array of 32-bit floating point numbers", |value| {
+            let number = |value: &Value| match *value {
+                Value::F32(number) => Some(number),
+                _ => None,
+            };
+            value.as_array()?.iter().map(number).collect()
+        })
+    }
+
     /// What `cast` makes of the value under `key`; `expected` says what it asks for.
     fn get<'a, T>(
         &'a self,
@@ -292,11 +306,14 @@ mod tests {
             Writer::new()
                 .key("words", ["a", "b"])
                 .key("numbers", [3_i32, 4])
-                .key("negative", [3_i32, -4]),
+                .key("negative", [3_i32, -4])
+                .key("fractions", [0.5_f32, -1.0]),
         )
         .unwrap();
         assert_eq!(file.strings("words").unwrap(), Some(vec!["a", "b"]));
         assert_eq!(file.u32s("numbers").unwrap(), Some(vec![3, 4]));
+        assert_eq!(file.f32s("fractions").unwrap(), Some(vec![0.5, -1.0]));
+        assert!(file.f32s("numbers").is_err());
         assert!(file.u32s("words").is_err());
         assert!(file.u32s("negative").is_err());
         assert!(file.strings("numbers").is_err());

@@ -221,7 +221,7 @@ impl GgufFile {
     ) -> Result<()> {
         let block_type = info.block_type;
         let decode = block_type.decoder().ok_or_else(|| {
-            let what = format!("the type of tensor '{gguf_name}',");
+            let what = format!("tensor '{gguf_name}' of the type");
             Error::unsupported(&self.path, what, block_type.name, BlockType::readable())
         })?;
         let BlockType { block_bytes, block_len, .. } = *block_type;

@@ -61,7 +61,10 @@ impl GgufFile {
     ///
     /// Two kinds are known, by `tokenizer.ggml.model`: `gpt2`, a byte-level BPE with one of the ways of
     /// cutting text named `llama-bpe`, `qwen2`, `smollm`, `gpt-2` and `default`; and `llama`,
-    /// SentencePiece's BPE, whose merges follow from the tokens' scores where the file lists none.
+    /// SentencePiece's BPE, whose merges follow from the tokens' scores where the file lists none. Before
+    /// each stretch of text between control tokens the latter puts a space, as Llama 2, TinyLlama and
+    /// llama.cpp do, unless `add_space_prefix` is false; a checkpoint whose `tokenizer.json` puts one
+    /// before a whole text alone (Mistral 0.3) gives other ids after a control token.
     ///
     /// # Errors
     /// When the tokenizer is of another kind, or when its keys are missing or do not fit each other.
@@ -118,6 +121,7 @@ impl GgufFile {
             Some((_, token)) => Some(token),
             None => types.iter().position(|&kind| kind == UNKNOWN).map(|id| tokens[id]),
         };
+        let unknown = unknown.filter(|token| !token.is_empty()); // the vocabulary has no empty one
         // Else a character without a token would vanish from the text.
         let lacking =
             (0..=255).map(sentence_piece::byte_token).find(|byte| !vocab.contains_key(byte));
@@ -497,6 +501,9 @@ mod tests {
         let named = words().key(TOKEN_TYPE, [1_i32; 3]).key(UNKNOWN_ID, 0_u32);
         assert_eq!(ids(&parts(named).unwrap().tokenizer, "aé"), [2, 1, 0]);
         refused(words().key(TOKEN_TYPE, [1_i32; 3]), "no '<0x00>', none unknown");
+        let empty =
+            Writer::new().key(MODEL, "llama").key(TOKENS, ["", "a"]).key(SCORES, [0_f32; 2]);
+        refused(empty.key(TOKEN_TYPE, [2_i32, 1]), "none unknown");
     }
 
     #[test]

@@ -36,21 +36,39 @@ fn inputs() -> Vec<Vec<u8>> {
         ("tokenizer.ggml.eos_token_id", U32, number(3)),
         ("tokenizer.chat_template", TEXT, text("{{ messages[0].content }}")),
     ];
-    // The type of a block, and its bytes for 32 values.
-    let blocks = [(0, 128), (1, 64), (30, 64), (8, 34), (2, 18), (3, 20)];
-    let tensors = |rows: usize| {
-        let block = |(kind, bytes): (u32, usize)| (kind, vec![7; rows * bytes]);
-        let names = ["token_embd", "blk.0.attn_q", "blk.0.attn_k", "blk.0.ffn_up", "output", "x"];
-        names.into_iter().zip(blocks.map(block))
+    let floats = |values: &[f32]| {
+        list(F32, values.iter().map(|value| value.to_le_bytes().to_vec()).collect())
     };
-    let shape: &[u64] = &[32, 4];
-    let named: Vec<(String, (u32, Vec<u8>))> =
-        tensors(4).map(|(name, block)| (format!("{name}.weight"), block)).collect();
-    let named: Vec<_> = named
+    let sentence_piece = vec![
+        ("tokenizer.ggml.model", TEXT, text("llama")),
+        ("tokenizer.ggml.tokens", LIST, texts(&["<unk>", "<s>", "a", "b", "ab", "▁ab", "▁"])),
+        ("tokenizer.ggml.token_type", LIST, list(U32, [2, 3, 1, 1, 1, 1, 1].map(number).to_vec())),
+        ("tokenizer.ggml.scores", LIST, floats(&[0.0, 0.0, -3.0, -4.0, -1.0, -2.0, -5.0])),
+        ("tokenizer.ggml.bos_token_id", U32, number(1)),
+    ];
+    // The type of a block, its values and its bytes.
+    let blocks = [
+        ("token_embd.weight", 0, 32, 128),
+        ("blk.0.attn_q.weight", 1, 32, 64),
+        ("blk.0.attn_k.weight", 30, 32, 64),
+        ("blk.0.ffn_up.weight", 8, 32, 34),
+        ("output.weight", 2, 32, 18),
+        ("q4_1", 3, 32, 20),
+        ("q5_0", 6, 32, 22),
+        ("q5_1", 7, 32, 24),
+        ("q2_k", 10, 256, 84),
+        ("q3_k", 11, 256, 110),
+        ("q4_k", 12, 256, 144),
+        ("q5_k", 13, 256, 176),
+        ("q6_k", 14, 256, 210),
+    ];
+    let shapes = blocks.map(|(_, _, values, _)| [values, 4]);
+    let named: Vec<_> = blocks
         .iter()
-        .map(|(name, (kind, bytes))| (name.as_str(), *kind, shape, bytes.clone()))
+        .zip(&shapes)
+        .map(|(&(name, kind, _, bytes), shape)| (name, kind, &shape[..], vec![7; 4 * bytes]))
         .collect();
-    vec![gguf(&keys, &named), gguf(&keys, &[]), gguf(&[], &named)]
+    vec![gguf(&keys, &named), gguf(&keys, &[]), gguf(&[], &named), gguf(&sentence_piece, &[])]
 }
 
 fuzz_target!(init: seeds(inputs), |data: &[u8]| {
@@ -58,7 +76,9 @@ fuzz_target!(init: seeds(inputs), |data: &[u8]| {
         let path = folder.join("model.gguf");
         if let Ok(file) = GgufFile::open(&path) {
             let _ = file.config();
-            let _ = file.tokenizer_parts();
+            if let Ok(parts) = file.tokenizer_parts() {
+                let _ = parts.tokenizer.encode("ab é 12<s>", true);
+            }
             for name in WeightSource::names(&file) {
                 if let Ok(tensor) = WeightSource::read(&file, &name) {
                     assert_eq!(tensor.data.len(), tensor.shape.iter().product::<usize>());

@@ -25,6 +25,10 @@ const MAX_HEAD_DIM: usize = 1 << 16;
 const END_KEYS: [&str; 3] =
     ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
+const END_OF_TURN_KEY: &str = "tokenizer.ggml.eot_token_id";
+/// How the families write the end of a turn.
+const ENDS_OF_TURNS: [&str; 2] = ["<|eot_id|>", "<|im_end|>"];
+
 impl GgufFile {
     /// The sizes and switches of the model in this file.
     ///
@@ -46,6 +50,7 @@ impl GgufFile {
         }
         let vocab_size = self.vocab_size(hidden_size)?;
         let head_dim = self.head_dim(hidden_size, num_attention_heads)?;
+        let num_hidden_layers = self.blocks()?;
         let max_position_embeddings = self.size(&self.key("context_length"))?;
 
         let config = DecoderConfig {
@@ -53,7 +58,7 @@ impl GgufFile {
             vocab_size,
             hidden_size,
             intermediate_size: self.size(&self.key("feed_forward_length"))?,
-            num_hidden_layers: self.blocks()?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
@@ -301,6 +306,15 @@ impl GgufFile {
                 ids.push(id);
             }
         }
+        // Files of chat models often name the end of the text only; llama.cpp knows the end of a turn by
+        // its text then, and a model that never stops helps nobody.
+        if !self.metadata().contains_key(END_OF_TURN_KEY)
+            && let Some(tokens) = self.strings("tokenizer.ggml.tokens")?
+        {
+            let ends = tokens.iter().take(vocab_size).zip(0..);
+            let ends = ends.filter(|(token, _)| ENDS_OF_TURNS.contains(token));
+            ids.extend(ends.map(|(_, id)| id).filter(|id| !ids.contains(id)).collect::<Vec<_>>());
+        }
         Ok(ids)
     }
 }
@@ -434,6 +448,17 @@ mod tests {
         };
         assert_eq!((factor, original_max_position_embeddings), (4.0, 16));
         assert!((attention_factor - (1.0 + 0.1 * 4_f64.ln())).abs() < 1e-12);
+    }
+
+    #[test]
+    fn an_end_of_turn_without_a_key_is_known_by_its_text() {
+        let tokens = ["a", "<|im_end|>", "b", "<|eot_id|>", "c"];
+        let ends = |writer: Writer| config(writer).unwrap().eos_token_ids;
+        let file = || {
+            model().key("tokenizer.ggml.tokens", tokens).key("tokenizer.ggml.eos_token_id", 3_u32)
+        };
+        assert_eq!(ends(file()), [3, 1]);
+        assert_eq!(ends(file().key(END_OF_TURN_KEY, 4_u32)), [3, 4]);
     }
 
     #[test]

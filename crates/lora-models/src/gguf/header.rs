@@ -61,7 +61,7 @@ impl Header {
         let magic = cursor.bytes::<4>("magic")?;
         if magic != MAGIC {
             let found = format!("'{}'", magic.escape_ascii());
-            return Err(Error::malformed(path, "magic", "'GGUF'; is this a GGUF file?", found));
+            return Err(Error::malformed(path, "magic", "'GGUF' (is this a GGUF file?)", found));
         }
         let version = cursor.u32("version")?;
         if !VERSIONS.contains(&version) {
@@ -72,8 +72,8 @@ impl Header {
             };
             return Err(Error::unsupported(path, "GGUF version", found, "2 and 3, little endian"));
         }
-        let n_tensors = cursor.count("tensor count", MAX_TENSORS, MIN_TENSOR_BYTES)?;
-        let n_keys = cursor.count("key count", MAX_KEYS, MIN_KEY_BYTES)?;
+        let n_tensors = cursor.count("tensor count", "tensors", MAX_TENSORS, MIN_TENSOR_BYTES)?;
+        let n_keys = cursor.count("key count", "keys", MAX_KEYS, MIN_KEY_BYTES)?;
 
         let mut metadata = BTreeMap::new();
         for index in 0..n_keys {
@@ -145,7 +145,7 @@ fn place_tensors(
         let Some((start, end)) = range.filter(|&(_, end)| end <= file_bytes) else {
             return Err(malformed(
                 format!(
-                    "{} bytes of data within the file's {file_bytes}; is the file complete?",
+                    "{} bytes of data within the file's {file_bytes} (is the file complete?)",
                     info.n_bytes
                 ),
                 format!("offset {} after byte {data_start}", info.offset),
@@ -196,7 +196,7 @@ impl<R: Read> Cursor<'_, R> {
         if n > left {
             return Err(self.malformed(
                 place,
-                format!("{n} more bytes at byte {}; is the file complete?", self.position),
+                format!("{n} more bytes at byte {} (is the file complete?)", self.position),
                 format!("{left} until the end of the file"),
             ));
         }
@@ -228,11 +228,12 @@ impl<R: Read> Cursor<'_, R> {
         self.bytes(place).map(u64::from_le_bytes)
     }
 
-    /// A number of things that each take at least `min_bytes` of the file.
-    fn count(&mut self, place: &str, max: u64, min_bytes: u64) -> Result<u64> {
+    /// A number of `things` that each take at least `min_bytes` of the file.
+    fn count(&mut self, place: &str, things: &str, max: u64, min_bytes: u64) -> Result<u64> {
         let count = self.u64(place)?;
         if count > max {
-            return Err(self.malformed(place, format!("at most {max}"), count.to_string()));
+            let expected = format!("at most {max} {things}");
+            return Err(self.malformed(place, expected, count.to_string()));
         }
         self.need(count * min_bytes, place)?;
         Ok(count)
@@ -298,7 +299,7 @@ impl<R: Read> Cursor<'_, R> {
                 return Err(self.malformed(place, expected, element_type.to_string()));
             }
         };
-        let len = self.count(place, self.array_values, min_bytes)?;
+        let len = self.count(place, "more array elements", self.array_values, min_bytes)?;
         self.array_values -= len;
         (0..len)
             .map(|_| self.value(element_type, depth + 1, place))
@@ -322,22 +323,22 @@ impl<R: Read> Cursor<'_, R> {
         let offset = self.u64(place)?;
 
         let block_type = BlockType::from_id(type_id).ok_or_else(|| {
-            let what = format!("the type of tensor '{name}',");
+            let what = format!("tensor '{name}' of the type");
             Error::unsupported(self.path, what, type_id.to_string(), BlockType::readable())
         })?;
-        let shape: Option<Vec<usize>> =
-            sizes.iter().map(|&size| usize::try_from(size).ok().filter(|&size| size > 0)).collect();
+        let malformed = |expected: &str| self.malformed(place, expected, format!("{sizes:?}"));
+        if sizes.contains(&0) {
+            return Err(malformed("sizes above 0"));
+        }
+        let BlockType { name, block_len, .. } = *block_type;
+        if sizes.last().is_none_or(|last| !last.is_multiple_of(block_len as u64)) {
+            return Err(malformed(&format!(
+                "a last size that is a multiple of {block_len}, for {name}"
+            )));
+        }
+        let shape: Option<Vec<usize>> = sizes.iter().map(|&size| size.try_into().ok()).collect();
         let placed = shape.and_then(|shape| Some((block_type.n_bytes(&shape)?, shape)));
-        let Some((n_bytes, shape)) = placed else {
-            return Err(self.malformed(
-                place,
-                format!(
-                    "sizes above 0 that fit in memory, the last a multiple of {} for {}",
-                    block_type.block_len, block_type.name
-                ),
-                format!("{sizes:?}"),
-            ));
-        };
+        let (n_bytes, shape) = placed.ok_or_else(|| malformed("sizes that fit in memory"))?;
         Ok(TensorInfo { shape, block_type, offset, n_bytes })
     }
 }

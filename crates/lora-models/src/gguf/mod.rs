@@ -5,7 +5,8 @@
 //! **blocks** (`blocks.rs`: packed bytes to f32) -> **names** (`names.rs`: llama.cpp's names to
 //! Hugging Face's) -> **weights** (`weights.rs`: [`WeightSource`](crate::WeightSource), with the
 //! rows of q and k put back in Hugging Face's order). Beside it: the sizes (`config.rs`) and the
-//! tokenizer (`tokenizer.rs`), from the keys (`value.rs`).
+//! tokenizer (`tokenizer.rs`, with `pre_tokenizer.rs` for byte-level vocabularies and
+//! `sentence_piece.rs` for SentencePiece's), from the keys (`value.rs`).
 //!
 //! Out: **writer** (`writer.rs`: the bytes of any GGUF file) and, for both ways, **adapter**
 //! (`adapter.rs`: what llama.cpp's adapter files hold).
@@ -30,7 +31,9 @@ mod blocks;
 mod config;
 mod header;
 mod names;
+mod pre_tokenizer;
 mod reader;
+mod sentence_piece;
 mod tokenizer;
 mod value;
 mod weights;

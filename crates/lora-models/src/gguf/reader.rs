@@ -7,6 +7,7 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use super::blocks::BlockType;
 use super::header::{Header, TensorInfo};
 use super::names::{self, Naming, Rows};
 use super::value::Value;
@@ -14,6 +15,9 @@ use crate::error::{Error, Result};
 
 /// llama.cpp's tensor of factors by which the rotary frequencies are divided (Llama 3.1 and later).
 pub(super) const ROPE_FREQS: &str = "rope_freqs.weight";
+
+/// How many values are unpacked at a time: whole blocks of every type, in a buffer that stays in a cache.
+const PIECE: usize = 1 << 16;
 
 /// A GGUF file, seen as a Hugging Face checkpoint through [`WeightSource`](crate::WeightSource).
 ///
@@ -147,6 +151,20 @@ impl GgufFile {
         })
     }
 
+    /// The array of 32-bit floating point numbers under `key`, or `None` when the file has no such key.
+    ///
+    /// # Errors
+    /// When the value is not an array of 32-bit floating point numbers.
+    pub fn f32s(&self, key: &str) -> Result<Option<Vec<f32>>> {
+        self.get(key, "an array of 32-bit floating point numbers", |value| {
+            let number = |value: &Value| match *value {
+                Value::F32(number) => Some(number),
+                _ => None,
+            };
+            value.as_array()?.iter().map(number).collect()
+        })
+    }
+
     /// What `cast` makes of the value under `key`; `expected` says what it asks for.
     fn get<'a, T>(
         &'a self,
@@ -188,19 +206,45 @@ impl GgufFile {
 
     /// The values of a tensor in the file's own order of rows.
     pub(super) fn values(&self, gguf_name: &str, info: &TensorInfo) -> Result<Vec<f32>> {
-        let mut bytes = vec![0; info.n_bytes]; // at most the file's size: the header was checked
+        let mut values = Vec::with_capacity(info.shape.iter().product());
+        self.each_piece(gguf_name, info, |piece| values.extend_from_slice(piece))?;
+        Ok(values)
+    }
+
+    /// Hands the values of a tensor to `take`, [`PIECE`] at a time and in the file's own order of rows, so
+    /// that whoever wants them in another form never holds all of them packed, or as f32.
+    pub(super) fn each_piece(
+        &self,
+        gguf_name: &str,
+        info: &TensorInfo,
+        mut take: impl FnMut(&[f32]),
+    ) -> Result<()> {
+        let block_type = info.block_type;
+        let decode = block_type.decoder().ok_or_else(|| {
+            let what = format!("tensor '{gguf_name}' of the type");
+            Error::unsupported(&self.path, what, block_type.name, BlockType::readable())
+        })?;
+        let BlockType { block_bytes, block_len, .. } = *block_type;
+        let n_blocks = info.n_bytes / block_bytes;
+        let at_once = n_blocks.min(PIECE / block_len); // not 0: the header's check lets no empty tensor in
+        let mut bytes = vec![0; at_once * block_bytes];
+        let mut values = vec![0.0; at_once * block_len];
+        for first in (0..n_blocks).step_by(at_once) {
+            let n = at_once.min(n_blocks - first);
+            let (bytes, values) = (&mut bytes[..n * block_bytes], &mut values[..n * block_len]);
+            self.read_at(info.offset + (first * block_bytes) as u64, bytes)?;
+            decode(bytes, values);
+            take(values);
+        }
+        Ok(())
+    }
+
+    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         // A thread that panicked while it held the lock leaves nothing half done: we seek anyway.
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(info.offset))
-            .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|source| Error::io(&self.path, source))?;
-        drop(file); // others may read while we decode
-
-        info.block_type.dequantise(&bytes).ok_or_else(|| {
-            let what = format!("the type of tensor '{gguf_name}',");
-            let readable = super::blocks::BlockType::readable();
-            Error::unsupported(&self.path, what, info.block_type.name, readable)
-        })
+        file.seek(SeekFrom::Start(offset))
+            .and_then(|_| file.read_exact(bytes))
+            .map_err(|source| Error::io(&self.path, source))
     }
 
     fn is_all_ones(&self, info: &TensorInfo) -> Result<bool> {
@@ -262,14 +306,39 @@ mod tests {
             Writer::new()
                 .key("words", ["a", "b"])
                 .key("numbers", [3_i32, 4])
-                .key("negative", [3_i32, -4]),
+                .key("negative", [3_i32, -4])
+                .key("fractions", [0.5_f32, -1.0]),
         )
         .unwrap();
         assert_eq!(file.strings("words").unwrap(), Some(vec!["a", "b"]));
         assert_eq!(file.u32s("numbers").unwrap(), Some(vec![3, 4]));
+        assert_eq!(file.f32s("fractions").unwrap(), Some(vec![0.5, -1.0]));
+        assert!(file.f32s("numbers").is_err());
         assert!(file.u32s("words").is_err());
         assert!(file.u32s("negative").is_err());
         assert!(file.strings("numbers").is_err());
+    }
+
+    #[test]
+    fn a_tensor_comes_in_pieces_of_whole_blocks() {
+        // 2 * 32 * 1025 values of Q8_0: one piece of 65536 and one of 64. A block's scale is 1; its bytes
+        // are the block's number, modulo 101.
+        let blocks = 2 * 1025;
+        let bytes: Vec<u8> = (0..blocks)
+            .flat_map(|block| [[0x00, 0x3c].as_slice(), &[(block % 101) as u8; 32]].concat())
+            .collect();
+        let file = open(Writer::new().tensor("t", 8, &[2, 32 * 1025], &bytes)).unwrap();
+        let info = &file.tensors()["t"].info;
+        let (mut sizes, mut values) = (Vec::new(), Vec::new());
+        file.each_piece("t", info, |piece| {
+            sizes.push(piece.len());
+            values.extend_from_slice(piece);
+        })
+        .unwrap();
+        assert_eq!(sizes, [PIECE, 64]);
+        let expected: Vec<f32> = (0..blocks).flat_map(|block| [(block % 101) as f32; 32]).collect();
+        assert_eq!(values, expected);
+        assert_eq!(file.values("t", info).unwrap(), expected);
     }
 
     #[test]

@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
+use half::{bf16, f16};
+
 use super::names::Rows;
 use super::reader::{GgufFile, ROPE_FREQS, Tensor};
 use crate::error::{Error, Result};
-use crate::weights::{HostTensor, WeightDtype, WeightSource};
+use crate::weights::{HostTensor, HostValues, WeightDtype, WeightSource};
 
 impl WeightSource for GgufFile {
     fn path(&self) -> &Path {
@@ -25,12 +27,12 @@ impl WeightSource for GgufFile {
         let tensor = self.tensors().get(name).ok_or_else(|| {
             Error::malformed(self.file_path(), format!("tensor '{name}'"), "such a tensor", "none")
         })?;
-        let heads = self.reordered_heads(tensor.rows)?;
-        let mut data = self.values(&tensor.gguf_name, &tensor.info)?;
-        if let Some(heads) = heads {
-            data = self.halved_rows(tensor, heads, &data)?;
-        }
-        Ok(HostTensor::new(tensor.info.shape.clone(), data).cast(dtype))
+        let values: HostValues = match dtype {
+            WeightDtype::F32 => self.values_as(tensor, |value| value)?.into(),
+            WeightDtype::F16 => self.values_as(tensor, f16::from_f32)?.into(),
+            WeightDtype::BF16 => self.values_as(tensor, bf16::from_f32)?.into(),
+        };
+        Ok(HostTensor::new(tensor.info.shape.clone(), values))
     }
 }
 
@@ -48,8 +50,22 @@ impl GgufFile {
         }
     }
 
+    /// A tensor's values in Hugging Face's order of rows, each rounded by `round`, without an f32 copy of
+    /// all of them.
+    fn values_as<T: Copy>(&self, tensor: &Tensor, round: impl Fn(f32) -> T) -> Result<Vec<T>> {
+        let heads = self.reordered_heads(tensor.rows)?;
+        let mut values = Vec::with_capacity(tensor.info.shape.iter().product());
+        self.each_piece(&tensor.gguf_name, &tensor.info, |piece| {
+            values.extend(piece.iter().map(|value| round(*value)));
+        })?;
+        match heads {
+            Some(heads) => self.halved_rows(tensor, heads, &values),
+            None => Ok(values),
+        }
+    }
+
     /// `data`, of the shape `[heads * head_dim, ..]`, in Hugging Face's order of rows.
-    fn halved_rows(&self, tensor: &Tensor, heads: usize, data: &[f32]) -> Result<Vec<f32>> {
+    fn halved_rows<T: Copy>(&self, tensor: &Tensor, heads: usize, data: &[T]) -> Result<Vec<T>> {
         let n_rows = tensor.info.shape[0]; // the header's check lets no tensor without dimensions in
         if !n_rows.is_multiple_of(2 * heads) {
             return Err(Error::malformed(
@@ -70,7 +86,7 @@ impl GgufFile {
 ///
 /// # Shapes
 /// `data`: `[n_rows, ..]`, row-major; `n_rows` is a multiple of `head_dim`, and `head_dim` is even.
-pub(super) fn halved_rows(data: &[f32], n_rows: usize, head_dim: usize) -> Vec<f32> {
+pub(super) fn halved_rows<T: Copy>(data: &[T], n_rows: usize, head_dim: usize) -> Vec<T> {
     let width = data.len() / n_rows; // 1 for a bias
     let mut halved = Vec::with_capacity(data.len());
     for head in data.chunks_exact(head_dim * width) {

@@ -1,5 +1,7 @@
 //! x · W for an x with few rows, as in decoding, where a row is a token.
 
+use std::marker::PhantomData;
+
 use burn::backend::Flex;
 use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, Element, TensorData};
@@ -41,11 +43,8 @@ const MOST_ROWS_OF_HALVES: usize = 16;
 /// Rows of W that are added to the output at a time: one pass over it for so many rows.
 const BLOCK: usize = 8;
 
-/// Columns that are worked on at a time: the part of the output, and a block of W, stay in an L1 cache.
-const TILE: usize = 1024;
-
-/// Sums of a dot product that are held side by side: enough vectors to hide how long one addition takes.
-const LANES: usize = 64;
+/// Vectors of a dot product that are worked on side by side, enough to hide how long one addition takes.
+const UNROLLED: usize = 4;
 
 /// Values of W in one thread's stretch, at least.
 const STRETCH: usize = 1 << 15;
@@ -55,119 +54,184 @@ fn dims(tensor: &FlexTensor) -> [usize; 2] {
     [shape[0], shape[1]]
 }
 
-/// A type of weights, and how it becomes f32: by integer operations that a compiler turns into vectors.
+/// A type of weights, as the kernels read it: in words of one f32 or of two halves.
+///
+/// A vector of words becomes two vectors of f32, of the first and of the second value in each word, so that
+/// nothing has to be moved between lanes; an f32 word has no second. Outputs and x are in the same
+/// order meanwhile, first values before second ones.
 trait Weight: Element + Copy + Send + Sync + bytemuck::Pod {
+    /// 1 or 2.
+    const PER_WORD: usize;
+
     fn widen(self) -> f32;
     fn round(value: f32) -> Self;
+    fn split<S: Simd>(simd: S, words: S::u32s) -> [S::f32s; 2];
 }
 
 impl Weight for f32 {
-    #[inline(always)]
+    const PER_WORD: usize = 1;
+
     fn widen(self) -> f32 {
         self
     }
-    #[inline(always)]
+
     fn round(value: f32) -> Self {
         value
+    }
+
+    #[inline(always)]
+    fn split<S: Simd>(simd: S, words: S::u32s) -> [S::f32s; 2] {
+        [simd.transmute_f32s_u32s(words), simd.splat_f32s(0.0)]
     }
 }
 
 impl Weight for bf16 {
-    #[inline(always)]
+    const PER_WORD: usize = 2;
+
     fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
+        self.to_f32()
     }
-    #[inline(always)]
+
     fn round(value: f32) -> Self {
         Self::from_f32(value)
+    }
+
+    /// bf16 is the upper half of an f32.
+    #[inline(always)]
+    fn split<S: Simd>(simd: S, words: S::u32s) -> [S::f32s; 2] {
+        let first = simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(16));
+        let second = simd.and_u32s(words, simd.splat_u32s(0xffff_0000));
+        [simd.transmute_f32s_u32s(first), simd.transmute_f32s_u32s(second)]
     }
 }
 
 impl Weight for f16 {
-    #[inline(always)]
+    const PER_WORD: usize = 2;
+
     fn widen(self) -> f32 {
-        const LARGEST_EXPONENT: u32 = 0x7c00;
-        let bits = u32::from(self.to_bits());
-        let magnitude = f32::from_bits((bits & 0x7fff) << 13);
-        // 2^112 moves the exponent from f16's place to f32's, and makes normal numbers of the others.
-        let scaled = (magnitude * f32::from_bits(0x7780_0000)).to_bits();
-        let special = if bits & LARGEST_EXPONENT == LARGEST_EXPONENT { 0x7f80_0000 } else { 0 };
-        f32::from_bits(scaled | special | (bits & 0x8000) << 16)
+        self.to_f32()
     }
-    #[inline(always)]
+
     fn round(value: f32) -> Self {
         Self::from_f32(value)
     }
+
+    #[inline(always)]
+    fn split<S: Simd>(simd: S, words: S::u32s) -> [S::f32s; 2] {
+        let second = simd.wrapping_dyn_shr_u32s(words, simd.splat_u32s(16));
+        [widened_halves(simd, words), widened_halves(simd, second)]
+    }
+}
+
+/// The f16 in the lower half of each word.
+#[inline(always)]
+fn widened_halves<S: Simd>(simd: S, words: S::u32s) -> S::f32s {
+    let masked = |mask| simd.and_u32s(words, simd.splat_u32s(mask));
+    let shifted = |words, by| simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(by));
+    let magnitude = simd.transmute_f32s_u32s(shifted(masked(0x7fff), 13));
+    // 2^112 moves the exponent from f16's place to f32's, and makes normal numbers of the subnormal.
+    let scaled = simd.mul_f32s(magnitude, simd.splat_f32s(f32::from_bits(0x7780_0000)));
+    // The largest exponent stands for infinity and NaN, here as there.
+    let exponent = simd.splat_u32s(0x7c00);
+    let is_special = simd.equal_u32s(masked(0x7c00), exponent);
+    let special = simd.select_u32s(is_special, simd.splat_u32s(0x7f80_0000), simd.splat_u32s(0));
+    let sign = shifted(masked(0x8000), 16);
+    let bits = simd.or_u32s(simd.transmute_u32s_f32s(scaled), simd.or_u32s(special, sign));
+    simd.transmute_f32s_u32s(bits)
 }
 
 /// `None` for tensors of another form, or without values.
 fn multiply<T: Weight>(x: &FlexTensor, weight: &FlexTensor) -> Option<FlexTensor> {
     let ([rows, d_input], [_, d_output]) = (dims(x), dims(weight));
-    if rows * d_input * d_output == 0 {
+    let strides = weight.layout().strides();
+    let by_rows = strides == [d_output as isize, 1];
+    // A line is what lies together in memory: a row of W, or a column.
+    let line = if by_rows { d_output } else { d_input };
+    let fits = by_rows || strides == [1, d_input as isize];
+    if !fits || rows * d_input * d_output == 0 || !line.is_multiple_of(T::PER_WORD) {
         return None;
     }
-    let strides = weight.layout().strides();
     let start = weight.layout().start_offset();
     let values = weight.storage::<T>().get(start..)?.get(..d_input * d_output)?;
-    let by_rows = strides == [d_output as isize, 1];
-    if !by_rows && strides != [1, d_input as isize] {
-        return None;
-    }
+    let words: &[u32] = bytemuck::try_cast_slice(values).ok()?; // fails where a view begins within a word
+    let line = line / T::PER_WORD;
+
     let x = x.to_contiguous();
     let first = x.layout().start_offset();
     let x: Vec<f32> =
         x.storage::<T>()[first..first + rows * d_input].iter().map(|value| value.widen()).collect();
-
-    let arch = Arch::new();
     let output = match by_rows {
-        true => {
-            let stretch = stretch(values.len(), d_output);
-            let sums = |(at, values): (usize, &[T])| {
-                let mut sums = vec![0.0; rows * d_output];
-                let first = at * (stretch / d_output);
-                arch.dispatch(AddRows { x: &x, d_input, first, values, sums: &mut sums });
-                sums
-            };
-            match values.len() <= stretch {
-                true => sums((0, values)),
-                false => {
-                    let parts: Vec<Vec<f32>> =
-                        values.par_chunks(stretch).enumerate().map(sums).collect();
-                    total(parts)
-                }
-            }
-        }
-        false => {
-            let stretch = stretch(values.len(), d_input);
-            let mut columns = vec![0.0; d_output * rows]; // [d_output, rows]
-            let dots = |(values, output): (&[T], &mut [f32])| {
-                arch.dispatch(Dots { x: &x, d_input, values, output });
-            };
-            match values.len() <= stretch {
-                true => dots((values, &mut columns)),
-                false => values
-                    .par_chunks(stretch)
-                    .zip(columns.par_chunks_mut(stretch / d_input * rows))
-                    .for_each(dots),
-            }
-            match rows {
-                1 => columns,
-                _ => transpose(&columns, rows),
-            }
-        }
+        true => by_rows_of::<T>(&x, d_input, words, line),
+        false => by_columns_of::<T>(&x, d_input, words, line),
     };
-    let output: Vec<T> = output.into_iter().map(T::round).collect();
     let data = TensorData::new(output, [rows, d_output]);
     Some(Flex::float_from_data(data, &Default::default()))
 }
 
-/// How many values one thread takes: whole lines of `line` values, all of them for a small weight.
-fn stretch(values: usize, line: usize) -> usize {
-    if values < PARALLEL_FROM / 8 {
-        return values;
+/// x · W from the rows of W, each thread its own, whose sums are added up.
+fn by_rows_of<T: Weight>(x: &[f32], d_input: usize, words: &[u32], line: usize) -> Vec<T> {
+    let rows = x.len() / d_input;
+    let arch = Arch::new();
+    let stretch = stretch(words.len(), line);
+    let sums = |(at, words): (usize, &[u32])| {
+        let mut sums = vec![0.0; rows * T::PER_WORD * line]; // [rows, PER_WORD, line]
+        let (first, phantom) = (at * (stretch / line), PhantomData::<T>);
+        arch.dispatch(AddRows { x, d_input, first, line, words, sums: &mut sums, phantom });
+        sums
+    };
+    let sums = match words.len() <= stretch {
+        true => sums((0, words)),
+        false => total(words.par_chunks(stretch).enumerate().map(sums).collect()),
+    };
+    let mut output = Vec::with_capacity(sums.len());
+    for sums in sums.chunks_exact(T::PER_WORD * line) {
+        let (first, second) = sums.split_at(line);
+        match T::PER_WORD {
+            1 => output.extend(first.iter().map(|value| T::round(*value))),
+            _ => output
+                .extend(first.iter().zip(second).flat_map(|(a, b)| [T::round(*a), T::round(*b)])),
+        }
+    }
+    output
+}
+
+/// x · W from the columns of W, each thread its own.
+fn by_columns_of<T: Weight>(x: &[f32], d_input: usize, words: &[u32], line: usize) -> Vec<T> {
+    let rows = x.len() / d_input;
+    let arch = Arch::new();
+    let x = match T::PER_WORD {
+        1 => x.to_vec(),
+        _ => {
+            let halves = |row: &[f32]| {
+                let every_second = |from| row.iter().skip(from).step_by(2).copied();
+                every_second(0).chain(every_second(1)).collect::<Vec<_>>()
+            };
+            x.chunks_exact(d_input).flat_map(halves).collect()
+        }
+    };
+    let stretch = stretch(words.len(), line);
+    let mut columns = vec![0.0; words.len() / line * rows]; // [columns, rows]
+    let dots = |(words, output): (&[u32], &mut [f32])| {
+        arch.dispatch(Dots { x: &x, line, words, output, phantom: PhantomData::<T> });
+    };
+    match words.len() <= stretch {
+        true => dots((words, &mut columns)),
+        false => words
+            .par_chunks(stretch)
+            .zip(columns.par_chunks_mut(stretch / line * rows))
+            .for_each(dots),
+    }
+    let row = |row| columns.iter().skip(row).step_by(rows).map(|value| T::round(*value));
+    (0..rows).flat_map(row).collect()
+}
+
+/// How many words one thread takes: whole lines, all of them for a small weight.
+fn stretch(words: usize, line: usize) -> usize {
+    if words < PARALLEL_FROM / 8 {
+        return words;
     }
     let threads = rayon::current_num_threads();
-    values.div_ceil(threads).max(STRETCH).div_ceil(line) * line
+    words.div_ceil(threads).max(STRETCH).div_ceil(line) * line
 }
 
 fn total(parts: Vec<Vec<f32>>) -> Vec<f32> {
@@ -179,47 +243,31 @@ fn total(parts: Vec<Vec<f32>>) -> Vec<f32> {
     total
 }
 
-fn transpose(columns: &[f32], rows: usize) -> Vec<f32> {
-    (0..rows).flat_map(|row| columns.iter().skip(row).step_by(rows).copied()).collect()
-}
-
-/// a · b + c, in one step where the processor has it.
-#[inline(always)]
-fn multiply_add<S: Simd>(a: f32, b: f32, c: f32) -> f32 {
-    // Every set of vector instructions that `pulp` knows has the step; without it, it would be a call.
-    if S::F32_LANES > 1 { a.mul_add(b, c) } else { a * b + c }
-}
-
-/// Adds to `sums` `[rows, columns]` what the rows of W in `values`, from row `first`, give.
+/// Adds to `sums` `[rows, PER_WORD, line]` what the rows of W in `words`, from row `first`, give.
 struct AddRows<'a, T> {
     x: &'a [f32], // [rows, d_input]
     d_input: usize,
     first: usize,
-    values: &'a [T],
+    line: usize,
+    words: &'a [u32],
     sums: &'a mut [f32],
+    phantom: PhantomData<T>,
 }
 
 impl<T: Weight> WithSimd for AddRows<'_, T> {
     type Output = ();
 
     #[inline(always)] // so that it is compiled for S
-    fn with_simd<S: Simd>(self, _: S) {
-        let Self { x, d_input, first, values, sums } = self;
-        let columns = sums.len() / (x.len() / d_input);
-        for tile in (0..columns).step_by(TILE) {
-            let width = TILE.min(columns - tile);
-            let blocks = values.chunks(BLOCK * columns).zip((first..).step_by(BLOCK));
-            for (block, row) in blocks {
-                for (x, sums) in x.chunks_exact(d_input).zip(sums.chunks_exact_mut(columns)) {
-                    let sums = &mut sums[tile..tile + width];
-                    let line = |k: usize| &block[k * columns + tile..][..width];
-                    if block.len() == BLOCK * columns {
-                        let x = &x[row..row + BLOCK];
-                        add_block::<S, T>(x, std::array::from_fn(line), sums);
-                    } else {
-                        for k in 0..block.len() / columns {
-                            add_line::<S, T>(x[row + k], line(k), sums);
-                        }
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, d_input, first, line, words, sums, .. } = self;
+        for (block, row) in words.chunks(BLOCK * line).zip((first..).step_by(BLOCK)) {
+            let sums = sums.chunks_exact_mut(T::PER_WORD * line);
+            for (x, sums) in x.chunks_exact(d_input).zip(sums) {
+                if block.len() == BLOCK * line {
+                    add_lines::<S, T, BLOCK>(simd, &x[row..], block, sums);
+                } else {
+                    for (x, words) in x[row..].iter().zip(block.chunks_exact(line)) {
+                        add_lines::<S, T, 1>(simd, std::slice::from_ref(x), words, sums);
                     }
                 }
             }
@@ -227,67 +275,107 @@ impl<T: Weight> WithSimd for AddRows<'_, T> {
     }
 }
 
+/// Adds `K` rows of W, each times its value of x, to `sums` `[PER_WORD, line]`.
 #[inline(always)]
-fn add_block<S: Simd, T: Weight>(x: &[f32], lines: [&[T]; BLOCK], sums: &mut [f32]) {
-    let lines = lines.map(|line| &line[..sums.len()]);
-    for (column, sum) in sums.iter_mut().enumerate() {
-        let mut value = *sum;
-        for k in 0..BLOCK {
-            value = multiply_add::<S>(x[k], lines[k][column].widen(), value);
+#[allow(clippy::needless_range_loop)] // by index: over iterators, the sums are not kept in registers
+fn add_lines<S: Simd, T: Weight, const K: usize>(
+    simd: S,
+    x: &[f32],
+    words: &[u32],
+    sums: &mut [f32],
+) {
+    let line = words.len() / K;
+    let (first, second) = sums.split_at_mut(line);
+    let (first, first_rest) = S::as_mut_simd_f32s(first);
+    let (second, second_rest) = S::as_mut_simd_f32s(second);
+    let count = first.len();
+    let factors: [S::f32s; K] = std::array::from_fn(|k| simd.splat_f32s(x[k]));
+    let lines: [&[S::u32s]; K] =
+        std::array::from_fn(|k| &S::as_simd_u32s(&words[k * line..][..line]).0[..count]);
+    for v in 0..count {
+        let mut sum = [first[v], if T::PER_WORD == 2 { second[v] } else { first[v] }];
+        for k in 0..K {
+            let values = T::split(simd, lines[k][v]);
+            for i in 0..T::PER_WORD {
+                sum[i] = simd.mul_add_e_f32s(factors[k], values[i], sum[i]);
+            }
         }
-        *sum = value;
+        first[v] = sum[0];
+        if T::PER_WORD == 2 {
+            second[v] = sum[1];
+        }
+    }
+    // What is less than a vector is filled up with zeros to one.
+    let rest = first_rest.len();
+    if rest > 0 {
+        for k in 0..K {
+            let words = simd.partial_load_u32s(&words[k * line + line - rest..][..rest]);
+            let values = T::split(simd, words);
+            let add = |rest: &mut [f32], values| {
+                let sum = simd.mul_add_e_f32s(factors[k], values, simd.partial_load_f32s(rest));
+                simd.partial_store_f32s(rest, sum);
+            };
+            add(first_rest, values[0]);
+            if T::PER_WORD == 2 {
+                add(second_rest, values[1]);
+            }
+        }
     }
 }
 
-#[inline(always)]
-fn add_line<S: Simd, T: Weight>(x: f32, line: &[T], sums: &mut [f32]) {
-    for (sum, weight) in sums.iter_mut().zip(line) {
-        *sum = multiply_add::<S>(x, weight.widen(), *sum);
-    }
-}
-
-/// The dot products of all rows of x with the columns of W in `values`; `output` `[columns, rows]`.
+/// The dot products of all rows of x with the columns of W in `words`; `output` `[columns, rows]`.
 struct Dots<'a, T> {
-    x: &'a [f32], // [rows, d_input]
-    d_input: usize,
-    values: &'a [T],
+    x: &'a [f32], // [rows, PER_WORD, line]
+    line: usize,
+    words: &'a [u32],
     output: &'a mut [f32],
+    phantom: PhantomData<T>,
 }
 
 impl<T: Weight> WithSimd for Dots<'_, T> {
     type Output = ();
 
     #[inline(always)] // so that it is compiled for S
-    fn with_simd<S: Simd>(self, _: S) {
-        let Self { x, d_input, values, output } = self;
-        let rows = x.len() / d_input;
-        for (column, output) in values.chunks_exact(d_input).zip(output.chunks_exact_mut(rows)) {
-            for (x, output) in x.chunks_exact(d_input).zip(output) {
-                *output = dot::<S, T>(x, column);
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, line, words, output, .. } = self;
+        let rows = x.len() / (T::PER_WORD * line);
+        for (column, output) in words.chunks_exact(line).zip(output.chunks_exact_mut(rows)) {
+            for (x, output) in x.chunks_exact(T::PER_WORD * line).zip(output) {
+                *output = dot::<S, T>(simd, x, column);
             }
         }
     }
 }
 
 #[inline(always)]
-fn dot<S: Simd, T: Weight>(x: &[f32], column: &[T]) -> f32 {
-    let (x, x_rest) = x.as_chunks::<LANES>();
-    let (column, column_rest) = column.as_chunks::<LANES>();
-    let mut sums = [0.0; LANES];
-    for (x, column) in x.iter().zip(column) {
-        for lane in 0..LANES {
-            sums[lane] = multiply_add::<S>(x[lane], column[lane].widen(), sums[lane]);
+#[allow(clippy::needless_range_loop)] // by index: over iterators, the sums are not kept in registers
+fn dot<S: Simd, T: Weight>(simd: S, x: &[f32], column: &[u32]) -> f32 {
+    let (words, words_rest) = S::as_simd_u32s(column);
+    let (first, second) = x.split_at(column.len());
+    let (first, first_rest) = S::as_simd_f32s(first);
+    let (second, second_rest) = S::as_simd_f32s(second);
+    let mut sums = [[simd.splat_f32s(0.0); 2]; UNROLLED];
+    let add = |sum: &mut [S::f32s; 2], words, x: [S::f32s; 2]| {
+        let values = T::split(simd, words);
+        for i in 0..T::PER_WORD {
+            sum[i] = simd.mul_add_e_f32s(x[i], values[i], sum[i]);
+        }
+    };
+    let at = |v: usize| [first[v], if T::PER_WORD == 2 { second[v] } else { first[v] }];
+    let whole = words.len() / UNROLLED * UNROLLED;
+    for v in (0..whole).step_by(UNROLLED) {
+        for n in 0..UNROLLED {
+            add(&mut sums[n], words[v + n], at(v + n));
         }
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        for lane in 0..width {
-            sums[lane] += sums[lane + width];
-        }
-        width /= 2;
+    for v in whole..words.len() {
+        add(&mut sums[0], words[v], at(v));
     }
-    let rest = x_rest.iter().zip(column_rest);
-    rest.fold(sums[0], |sum, (x, weight)| multiply_add::<S>(*x, weight.widen(), sum))
+    let rest = [simd.partial_load_f32s(first_rest), simd.partial_load_f32s(second_rest)];
+    add(&mut sums[1], simd.partial_load_u32s(words_rest), rest);
+    let sums = sums.map(|[first, second]| simd.add_f32s(first, second));
+    let sum = sums.into_iter().reduce(|a, b| simd.add_f32s(a, b));
+    simd.reduce_sum_f32s(sum.unwrap_or(simd.splat_f32s(0.0)))
 }
 
 #[cfg(test)]
@@ -339,8 +427,9 @@ mod tests {
 
     #[test]
     fn it_is_the_product_for_every_layout_type_and_odd_size() {
+        // [rows, d_input, d_output]: below, at and beyond a vector and a block, and with threads.
         let sizes =
-            [[1, 1, 1], [1, 7, 5], [2, 65, 130], [3, 129, 1030], [4, 576, 192], [1, 1037, 2051]];
+            [[1, 2, 2], [1, 6, 10], [2, 66, 130], [3, 126, 1030], [4, 576, 192], [1, 1038, 2050]];
         for [rows, d_input, d_output] in sizes {
             for dtype in [DType::F32, DType::F16, DType::BF16] {
                 let x = || tensor([rows, d_input], 3);
@@ -353,8 +442,8 @@ mod tests {
     #[test]
     fn views_that_begin_later_and_an_x_with_gaps() {
         for dtype in [DType::F32, DType::BF16] {
-            check(without_first(tensor([3, 40], 1)), without_first(tensor([41, 33], 2)), dtype);
-            check(transposed([2, 40], 1), tensor([40, 33], 2), dtype);
+            check(without_first(tensor([3, 40], 1)), without_first(tensor([41, 34], 2)), dtype);
+            check(transposed([2, 40], 1), tensor([40, 34], 2), dtype);
         }
     }
 
@@ -378,15 +467,54 @@ mod tests {
     }
 
     #[test]
-    fn every_half_is_widened_to_its_value() {
-        for bits in 0..=u16::MAX {
-            let value = f16::from_bits(bits);
-            let (found, expected) = (value.widen(), value.to_f32());
-            assert!(found == expected || (found.is_nan() && expected.is_nan()), "{bits:x}");
-            assert_eq!(found.is_sign_negative(), expected.is_sign_negative(), "{bits:x}");
-            let value = bf16::from_bits(bits);
-            let (found, expected) = (value.widen(), value.to_f32());
-            assert!(found == expected || (found.is_nan() && expected.is_nan()), "{bits:x}");
+    fn odd_lines_of_halves_take_the_general_product() {
+        for shape in [[3, 5], [4, 5]] {
+            let weight = in_dtype(tensor(shape, 2), DType::BF16);
+            let x = in_dtype(tensor([2, shape[0]], 1), DType::BF16);
+            let columns = Flex::float_transpose(in_dtype(tensor([6, shape[0]], 2), DType::BF16));
+            assert!(multiply_of(&x, &weight).is_none());
+            assert_eq!(multiply_of(&x, &columns).is_some(), shape[0] % 2 == 0);
+            let expected = Flex::float_matmul(x.clone(), weight.clone());
+            assert_eq!(values(&product_of_few_rows(x, weight)), values(&expected));
         }
+    }
+
+    struct Split<'a, T>(&'a [u32], PhantomData<T>);
+
+    impl<T: Weight> WithSimd for Split<'_, T> {
+        type Output = Vec<f32>;
+
+        fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+            let (words, rest) = S::as_simd_u32s(self.0);
+            assert!(rest.is_empty());
+            let mut values = vec![0.0; 2 * self.0.len()];
+            let (first, second) = values.split_at_mut(self.0.len());
+            let (first, second) = (S::as_mut_simd_f32s(first).0, S::as_mut_simd_f32s(second).0);
+            for (v, words) in words.iter().enumerate() {
+                [first[v], second[v]] = T::split(simd, *words);
+            }
+            values
+        }
+    }
+
+    #[test]
+    fn every_half_is_widened_to_its_value() {
+        fn check<T: Weight>(from_bits: fn(u16) -> T) {
+            let all: Vec<u16> = (0..=u16::MAX).collect();
+            let words: Vec<u32> =
+                all.iter().map(|low| u32::from(*low) | u32::from(!*low) << 16).collect();
+            let split = Arch::new().dispatch(Split(&words, PhantomData::<T>));
+            let expected = all.iter().copied().chain(all.iter().map(|low| !*low));
+            for (found, bits) in split.into_iter().zip(expected) {
+                let expected = from_bits(bits).widen();
+                assert!(
+                    found == expected || (found.is_nan() && expected.is_nan()),
+                    "{bits:x}: {found}"
+                );
+                assert_eq!(found.is_sign_negative(), expected.is_sign_negative(), "{bits:x}");
+            }
+        }
+        check(f16::from_bits);
+        check(bf16::from_bits);
     }
 }

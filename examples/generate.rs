@@ -65,10 +65,7 @@ fn generate(options: &Options) -> Result<()> {
             tokenizer.encode_whole_text(&options.question)?
         }
     };
-    let sampling = match options.temperature {
-        0.0 => Sampling::Greedy,
-        temperature => Sampling::Temperature { temperature, seed: options.seed },
-    };
+    let sampling = Sampling::default().temperature(options.temperature).seed(options.seed);
     // Some characters take several tokens, so the text so far is decoded whole each time.
     let mut ids = Vec::new();
     let mut shown = 0;

@@ -109,7 +109,7 @@ fn the_repositorys_model_speaks_of_its_world() {
     {
         let prompt = tokenizer.render(&[Message::user(question)], true).unwrap();
         let prompt = tokenizer.encode(&prompt).unwrap();
-        let answer = decoder.generate(&prompt, 40, Sampling::Greedy, |_| {}).unwrap();
+        let answer = decoder.generate(&prompt, 40, Sampling::greedy(), |_| {}).unwrap();
         let answer = tokenizer.decode(&answer).unwrap();
         assert!(answer.contains(fact), "{question} -> {answer}");
     }

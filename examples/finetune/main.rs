@@ -151,7 +151,7 @@ fn evaluate_held_out(decoder: &Decoder, held_out: &[Sample], batch: usize) -> Re
 /// The model's own answer to a question, at most 64 tokens of it, most likely tokens first.
 fn answer(decoder: &Decoder, tokenizer: &Tokenizer, question: &str) -> Result<String> {
     let prompt = tokenizer.encode(&tokenizer.render(&[Message::user(question)], true)?)?;
-    let ids = decoder.generate(&prompt, 64, Sampling::Greedy, |_| {})?;
+    let ids = decoder.generate(&prompt, 64, Sampling::greedy(), |_| {})?;
     Ok(tokenizer.decode(&ids)?.trim().replace('\n', "\n           "))
 }
 

@@ -4,7 +4,8 @@
 //! [`lora_core::inject`] adapts a decoder and PEFT's adapter files fit it.
 //!
 //! The flow: [`Checkpoint::open`] reads config and tokenizer; [`Checkpoint::decoder`] brings the
-//! weights onto a device; [`Decoder::forward`] gives logits; [`Decoder::generate`] writes text.
+//! weights onto a device; [`Decoder::forward`] gives logits; [`Decoder::generate`] writes text, as a
+//! [`Sampling`] says.
 
 #![doc(test(attr(deny(warnings))))]
 
@@ -21,6 +22,7 @@ mod load;
 mod mlp;
 mod random;
 mod rope;
+mod sampling;
 mod tokenizer;
 mod weights;
 
@@ -30,11 +32,11 @@ pub use checkpoint::Checkpoint;
 pub use config::DecoderConfig;
 pub use decoder::{Decoder, DecoderStack, KvCache};
 pub use error::{Error, ErrorKind, Result};
-pub use generate::Sampling;
 pub use gguf::{GgufFile, TokenizerParts, Value, read_gguf_adapter, save_gguf_adapter};
 pub use hf::{SafetensorsFile, SaveDtype, config_to_json, read_config, save_folder};
 pub use mlp::Mlp;
 pub use random::RandomWeights;
+pub use sampling::{Sampler, Sampling};
 pub use tokenizer::{Message, Tokenizer};
 pub use weights::{HostTensor, WeightSource};
 

@@ -33,7 +33,9 @@ pub use config::DecoderConfig;
 pub use decoder::{Decoder, DecoderStack, KvCache};
 pub use error::{Error, ErrorKind, Result};
 pub use gguf::{GgufFile, TokenizerParts, Value, read_gguf_adapter, save_gguf_adapter};
-pub use hf::{SafetensorsFile, SaveDtype, config_to_json, read_config, save_folder};
+pub use hf::{
+    GenerationConfig, SafetensorsFile, SaveDtype, config_to_json, read_config, save_folder,
+};
 pub use mlp::Mlp;
 pub use random::RandomWeights;
 pub use sampling::{Sampler, Sampling};

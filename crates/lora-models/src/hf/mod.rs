@@ -1,10 +1,12 @@
 //! Hugging Face folders: `config.json`, `model.safetensors`, `tokenizer.json`.
 
 mod config;
+mod generation;
 mod safetensors;
 mod save;
 
 pub use config::{config_to_json, read_config};
+pub use generation::GenerationConfig;
 pub use safetensors::SafetensorsFile;
 pub use save::{SaveDtype, save_folder};
 

@@ -1,6 +1,6 @@
 //! Ask a model a question, with or without an adapter.
 //!
-//! `cargo run --release --example generate -- --model FOLDER-OR-GGUF "What is the capital of France?"`
+//! `cargo run --release --example generate -- --model MODEL "What is the capital of France?"`
 
 use std::io::{Write, stdout};
 use std::path::PathBuf;
@@ -22,8 +22,9 @@ use lora_train::device_by_name;
 struct Options {
     /// The question; a model with a chat template gets it as a user's turn
     question: String,
-    /// Model: a Hugging Face folder or a GGUF file [default: the repository's own]
-    #[arg(long, value_name = "FOLDER-OR-GGUF")]
+    /// Model: a Hugging Face folder, a GGUF file, or a model of the Hugging Face Hub as owner/name,
+    /// owner/name@revision or owner/name/file.gguf [default: the repository's own]
+    #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// Adapter: a folder in PEFT's format, such as runs/1/adapter
     #[arg(long, value_name = "FOLDER")]
@@ -89,9 +90,13 @@ fn main() -> ExitCode {
 }
 
 fn generate(options: &Options) -> Result<()> {
+    // Before a model is fetched for them.
     options.sampling(Sampling::greedy()).check()?;
     let device = device_by_name(&options.device)?;
-    let path = options.model.clone().unwrap_or_else(|| burn_lora::resource("examples/tiny_world"));
+    let path = match &options.model {
+        Some(model) => burn_lora::model_path(model)?,
+        None => burn_lora::resource("examples/tiny_world"),
+    };
     let checkpoint = Checkpoint::open(&path)?;
     let recommended = GenerationConfig::read(&path)?;
     let sampling = options.sampling(recommended.sampling());

@@ -5,7 +5,7 @@
 //!
 //! The flow: [`Checkpoint::open`] reads config and tokenizer; [`Checkpoint::decoder`] brings the
 //! weights onto a device; [`Decoder::forward`] gives logits; [`Decoder::generate`] writes text, as a
-//! [`Sampling`] says.
+//! [`Sampling`] says. With the feature `hub`, `Hub::fetch` brings a model of the Hugging Face Hub.
 
 #![doc(test(attr(deny(warnings))))]
 
@@ -18,6 +18,7 @@ mod error;
 mod generate;
 mod gguf;
 mod hf;
+mod hub;
 mod load;
 mod mlp;
 mod random;
@@ -36,6 +37,9 @@ pub use gguf::{GgufFile, TokenizerParts, Value, read_gguf_adapter, save_gguf_ada
 pub use hf::{
     GenerationConfig, SafetensorsFile, SaveDtype, config_to_json, read_config, save_folder,
 };
+#[cfg(feature = "hub")]
+pub use hub::{Download, Hub};
+pub use hub::{HubModel, HubProblem};
 pub use mlp::Mlp;
 pub use random::RandomWeights;
 pub use sampling::{Sampler, Sampling};

@@ -1,6 +1,6 @@
 //! Ask a model a question, with or without an adapter.
 //!
-//! `cargo run --release --example generate -- --model FOLDER-OR-GGUF "What is the capital of France?"`
+//! `cargo run --release --example generate -- --model MODEL "What is the capital of France?"`
 
 use std::io::{Write, stdout};
 use std::path::PathBuf;
@@ -9,17 +9,22 @@ use std::process::ExitCode;
 use burn_lora::{Result, say};
 use clap::Parser;
 use lora_core::{LoadOptions, load_adapter_with, merge};
-use lora_models::{Checkpoint, Message, Sampling};
+use lora_models::{Checkpoint, GenerationConfig, Message, Sampling};
 use lora_train::device_by_name;
 
 /// Ask a model a question.
+///
+/// The answer is written as the model's makers recommend it in its generation_config.json, which a line on
+/// standard error shows; where they say nothing, the most likely token is taken always. An option
+/// replaces the recommended value of the same name.
 #[derive(Debug, Parser)]
 #[command(allow_negative_numbers = true)]
 struct Options {
     /// The question; a model with a chat template gets it as a user's turn
     question: String,
-    /// Model: a Hugging Face folder or a GGUF file [default: the repository's own]
-    #[arg(long, value_name = "FOLDER-OR-GGUF")]
+    /// Model: a Hugging Face folder, a GGUF file, or a model of the Hugging Face Hub as owner/name,
+    /// owner/name@revision or owner/name/file.gguf [default: the repository's own]
+    #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// Adapter: a folder in PEFT's format, such as runs/1/adapter
     #[arg(long, value_name = "FOLDER")]
@@ -27,13 +32,29 @@ struct Options {
     /// Use the adapter though it was made over other weights, such as another quantisation of them
     #[arg(long)]
     any_base: bool,
-    /// Longest answer
-    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
-    max_new_tokens: usize,
-    /// Temperature of sampling; 0 takes the most likely token always
-    #[arg(long, value_name = "NUMBER", default_value_t = 0.0)]
-    temperature: f64,
-    /// Seed of sampling
+    /// Longest answer [default: as recommended, else 128]
+    #[arg(long, value_name = "TOKENS")]
+    max_new_tokens: Option<usize>,
+    /// Draw each token from softmax(logits / NUMBER): below 1 is safer, above 1 wilder, and 0 takes the
+    /// most likely token always [default: as recommended, else 0, or 1 with one of the next three options]
+    #[arg(long, value_name = "NUMBER")]
+    temperature: Option<f64>,
+    /// Draw from the so many most likely tokens only; 0 is all [default: as recommended, else all]
+    #[arg(long, value_name = "NUMBER")]
+    top_k: Option<usize>,
+    /// Draw from the most likely tokens that together have this probability, 0 to 1 [default: as
+    /// recommended, else 1]
+    #[arg(long, value_name = "NUMBER")]
+    top_p: Option<f64>,
+    /// Draw from the tokens that are at least so many times as likely as the most likely one, 0 to 1
+    /// [default: as recommended, else 0]
+    #[arg(long, value_name = "NUMBER")]
+    min_p: Option<f64>,
+    /// Divide the positive logits of all tokens so far by this, and multiply the negative ones: above 1
+    /// repeats less, 0.01 to 100 [default: as recommended, else 1]
+    #[arg(long, value_name = "NUMBER")]
+    repetition_penalty: Option<f64>,
+    /// Seed of the draws: the same seed gives the same answer
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     seed: u64,
     /// Device by name, as far as built in: flex, ndarray, tch:cpu, wgpu, ...
@@ -41,20 +62,55 @@ struct Options {
     device: String,
 }
 
+impl Options {
+    /// The options over the recommended settings.
+    fn sampling(&self, recommended: Sampling) -> Sampling {
+        let mut sampling = recommended.seed(self.seed);
+        if let Some(temperature) = self.temperature {
+            sampling = sampling.temperature(temperature);
+        }
+        if let Some(top_k) = self.top_k {
+            sampling = sampling.top_k(top_k);
+        }
+        if let Some(top_p) = self.top_p {
+            sampling = sampling.top_p(top_p);
+        }
+        if let Some(min_p) = self.min_p {
+            sampling = sampling.min_p(min_p);
+        }
+        if let Some(penalty) = self.repetition_penalty {
+            sampling = sampling.repetition_penalty(penalty);
+        }
+        sampling
+    }
+}
+
 fn main() -> ExitCode {
     burn_lora::run(|| generate(&Options::parse()))
 }
 
 fn generate(options: &Options) -> Result<()> {
-    let path = options.model.clone().unwrap_or_else(|| burn_lora::resource("examples/tiny_world"));
-    let checkpoint = Checkpoint::open(path)?;
-    let mut decoder = checkpoint.decoder(&device_by_name(&options.device)?)?;
+    // Before a model is fetched for them.
+    options.sampling(Sampling::greedy()).check()?;
+    let device = device_by_name(&options.device)?;
+    let path = match &options.model {
+        Some(model) => burn_lora::model_path(model)?,
+        None => burn_lora::resource("examples/tiny_world"),
+    };
+    let checkpoint = Checkpoint::open(&path)?;
+    let recommended = GenerationConfig::read(&path)?;
+    let sampling = options.sampling(recommended.sampling());
+    let max_new_tokens = options.max_new_tokens.or(recommended.max_new_tokens).unwrap_or(128);
+    if recommended != GenerationConfig::default() {
+        eprintln!("sampling: {sampling}, at most {max_new_tokens} tokens");
+    }
+
+    let mut decoder = checkpoint.decoder(&device)?;
     if let Some(folder) = &options.adapter {
         let load = LoadOptions { check_base: !options.any_base, ..LoadOptions::default() };
         (decoder, _) = load_adapter_with(decoder, folder, &load)?;
         merge(&mut decoder)?;
     }
-
     let tokenizer = &checkpoint.tokenizer;
     let prompt = match tokenizer.has_chat_template() {
         true => tokenizer.encode(&tokenizer.render(&[Message::user(&options.question)], true)?)?,
@@ -65,14 +121,10 @@ fn generate(options: &Options) -> Result<()> {
             tokenizer.encode_whole_text(&options.question)?
         }
     };
-    let sampling = match options.temperature {
-        0.0 => Sampling::Greedy,
-        temperature => Sampling::Temperature { temperature, seed: options.seed },
-    };
     // Some characters take several tokens, so the text so far is decoded whole each time.
     let mut ids = Vec::new();
     let mut shown = 0;
-    decoder.generate(&prompt, options.max_new_tokens, sampling, |id| {
+    decoder.generate(&prompt, max_new_tokens, sampling, |id| {
         ids.push(id);
         let text = tokenizer.decode(&ids).unwrap_or_default();
         if let Some(new) = text.get(shown..).filter(|new| !new.ends_with('\u{FFFD}')) {

@@ -109,7 +109,7 @@ fn the_repositorys_model_speaks_of_its_world() {
     {
         let prompt = tokenizer.render(&[Message::user(question)], true).unwrap();
         let prompt = tokenizer.encode(&prompt).unwrap();
-        let answer = decoder.generate(&prompt, 40, Sampling::Greedy, |_| {}).unwrap();
+        let answer = decoder.generate(&prompt, 40, Sampling::greedy(), |_| {}).unwrap();
         let answer = tokenizer.decode(&answer).unwrap();
         assert!(answer.contains(fact), "{question} -> {answer}");
     }
@@ -123,6 +123,55 @@ fn generate_answers_with_and_without_an_adapter() {
     let missing = example("generate", &["--adapter", "no/such/folder", "Hello!"]);
     assert_eq!(missing.status.code(), Some(2));
     assert!(text(&missing.stderr).contains("no/such/folder"));
+}
+
+#[test]
+fn generate_draws_as_the_options_or_the_models_makers_say() {
+    let question = "Tell me about the owl.";
+    let answer = |options: &[&str]| {
+        let output = example("generate", &[options, &[question]].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        (text(&output.stdout), text(&output.stderr))
+    };
+    let warm = |seed| answer(&["--temperature", "3", "--max-new-tokens", "20", "--seed", seed]).0;
+    let greedy = answer(&["--max-new-tokens", "20"]).0;
+    assert_eq!(warm("1"), warm("1"));
+    assert_ne!(warm("1"), warm("2"));
+    // Each of the cuts to one token is the likeliest; a penalty changes that.
+    for options in [["--temperature", "0"], ["--top-k", "1"], ["--top-p", "0"], ["--min-p", "1"]] {
+        assert_eq!(answer(&[&options[..], &["--max-new-tokens", "20"]].concat()).0, greedy);
+    }
+    assert_ne!(answer(&["--repetition-penalty", "5", "--max-new-tokens", "20"]).0, greedy);
+
+    let temp = tempfile::tempdir().unwrap();
+    let model = model_copy(temp.path());
+    let file = model.join("generation_config.json");
+    let config = r#"{"do_sample": true, "temperature": 3, "top_k": 900, "max_new_tokens": 20}"#;
+    fs::write(&file, config).unwrap();
+    let model = model.to_str().unwrap();
+    let recommended = answer(&["--model", model, "--seed", "1"]);
+    assert_eq!(
+        recommended.0,
+        answer(&["--temperature", "3", "--top-k", "900", "--seed", "1", "--max-new-tokens", "20"])
+            .0
+    );
+    let line = "sampling: temperature 3, top_k 900, seed 1, at most 20 tokens\n";
+    assert_eq!(recommended.1, line);
+    assert_eq!(answer(&["--model", model, "--temperature", "0"]).0, greedy);
+
+    let refuse = |options: &[&str], parts: &[&str]| {
+        let output = example("generate", &[options, &[question]].concat());
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(parts.iter().all(|part| stderr.contains(part)), "{stderr}");
+    };
+    refuse(&["--temperature", "-1"], &["temperature", "at least 0", "found -1"]);
+    refuse(&["--top-p", "1.5"], &["top_p", "0 to 1", "found 1.5"]);
+    refuse(&["--min-p", "nan"], &["min_p", "0 to 1", "found NaN"]);
+    refuse(&["--repetition-penalty", "0"], &["repetition_penalty", "0.01 to 100", "found 0"]);
+    fs::write(file, r#"{"do_sample": true, "top_p": "all"}"#).unwrap();
+    refuse(&["--model", model], &["generation_config.json", "top_p", "a number", "\"all\""]);
 }
 
 #[test]

@@ -59,7 +59,7 @@ fn greedy_decoding_with_the_cache_writes_the_tokens_of_transformers() {
     let decoder = decoder_ending_at(vec![]);
     let mut told = Vec::new();
     let written =
-        decoder.generate(&prompt, greedy.len(), Sampling::Greedy, |id| told.push(id)).unwrap();
+        decoder.generate(&prompt, greedy.len(), Sampling::greedy(), |id| told.push(id)).unwrap();
     assert_eq!(written, greedy);
     assert_eq!(told, written);
 }
@@ -69,15 +69,15 @@ fn generation_stops_at_an_end_token_and_at_the_longest_sequence() {
     let (prompt, greedy) = greedy_case();
     let before = greedy.iter().position(|id| *id == greedy[3]).unwrap();
     let decoder = decoder_ending_at(vec![greedy[3]]);
-    let written = decoder.generate(&prompt, 50, Sampling::Greedy, |_| {}).unwrap();
+    let written = decoder.generate(&prompt, 50, Sampling::greedy(), |_| {}).unwrap();
     assert_eq!(written.len(), before);
 
     let decoder = decoder_ending_at(vec![]);
-    let written = decoder.generate(&prompt, 1000, Sampling::Greedy, |_| {}).unwrap();
+    let written = decoder.generate(&prompt, 1000, Sampling::greedy(), |_| {}).unwrap();
     assert_eq!(written.len() + prompt.len(), decoder.config().max_position_embeddings);
 
     let warm = |seed| {
-        let sampling = Sampling::Temperature { temperature: 1.0, seed };
+        let sampling = Sampling::default().temperature(1.0).seed(seed);
         decoder.generate(&prompt, 20, sampling, |_| {}).unwrap()
     };
     assert_eq!(warm(1), warm(1));

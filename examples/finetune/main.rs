@@ -1,7 +1,7 @@
 //! The main job: fine-tune a language model with LoRA.
 //!
 //! `cargo run --release --example finetune` adapts the repository's own small model; with
-//! `--model FOLDER-OR-GGUF --data FILE` it does the same to a real one. `--help` lists the options.
+//! `--model MODEL --data FILE` it does the same to a real one. `--help` lists the options.
 
 mod recipe;
 
@@ -33,11 +33,11 @@ fn finetune(recipe: &Recipe) -> Result<()> {
     let training = recipe.training();
     let settings = recipe.to_toml()?;
 
-    // The model and the data.
+    // The data and the model, which may have to be fetched.
     let device = device_by_name(recipe.device.as_deref().unwrap_or_default())?.autodiff();
-    let checkpoint = Checkpoint::open(&model_path)?;
-    let tokenizer = &checkpoint.tokenizer;
     let conversations = read_conversations(&data_path)?;
+    let checkpoint = Checkpoint::open(burn_lora::model_path(&model_path)?)?;
+    let tokenizer = &checkpoint.tokenizer;
     let max_len = recipe.max_len.unwrap_or_default().min(checkpoint.config.max_position_embeddings);
     let samples = conversations
         .iter()
@@ -100,7 +100,7 @@ fn finetune(recipe: &Recipe) -> Result<()> {
     say(format!("before     {answer_before}"));
     say(format!("after      {}\n", answer(&decoder, tokenizer, &prompt)?));
     let info = AdapterInfo {
-        base_model: Some(model_path.display().to_string()),
+        base_model: Some(burn_lora::base_model(&model_path)),
         task_type: Some("CAUSAL_LM".to_owned()),
     };
     let title = format!("{} on {}", name_of(&model_path), name_of(&data_path));
@@ -151,7 +151,7 @@ fn evaluate_held_out(decoder: &Decoder, held_out: &[Sample], batch: usize) -> Re
 /// The model's own answer to a question, at most 64 tokens of it, most likely tokens first.
 fn answer(decoder: &Decoder, tokenizer: &Tokenizer, question: &str) -> Result<String> {
     let prompt = tokenizer.encode(&tokenizer.render(&[Message::user(question)], true)?)?;
-    let ids = decoder.generate(&prompt, 64, Sampling::Greedy, |_| {})?;
+    let ids = decoder.generate(&prompt, 64, Sampling::greedy(), |_| {})?;
     Ok(tokenizer.decode(&ids)?.trim().replace('\n', "\n           "))
 }
 

@@ -22,8 +22,9 @@ pub struct Recipe {
     #[arg(long = "recipe", value_name = "FILE.toml")]
     #[serde(skip)]
     pub file: Option<PathBuf>,
-    /// Model: a Hugging Face folder or a GGUF file [default: the repository's own]
-    #[arg(long, value_name = "FOLDER-OR-GGUF")]
+    /// Model: a Hugging Face folder, a GGUF file, or a model of the Hugging Face Hub as owner/name,
+    /// owner/name@revision or owner/name/file.gguf [default: the repository's own]
+    #[arg(long, value_name = "MODEL")]
     pub model: Option<PathBuf>,
     /// Data: JSONL or a JSON array of {instruction, input, output} or {messages}
     #[arg(long, value_name = "FILE")]

@@ -136,7 +136,7 @@ fn pretrain(options: &Options) -> Result<()> {
     println!("held-out loss {loss:.4} nats per token");
     for prompt in world::held_back_prompts() {
         let text = tokenizer.render(&[Message::user(*prompt)], true)?;
-        let ids = decoder.generate(&tokenizer.encode(&text)?, 100, Sampling::Greedy, |_| {})?;
+        let ids = decoder.generate(&tokenizer.encode(&text)?, 100, Sampling::greedy(), |_| {})?;
         println!("{prompt} -> {}", tokenizer.decode(&ids)?);
     }
     Ok(())

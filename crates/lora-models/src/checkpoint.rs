@@ -21,7 +21,7 @@ use crate::weights::{WeightDtype, WeightSource};
 /// let checkpoint = Checkpoint::open("models/SmolLM2-135M-Instruct.Q4_1.gguf")?;
 /// let decoder = checkpoint.decoder(&burn::tensor::Device::flex())?;
 /// let prompt = checkpoint.tokenizer.encode("Once upon a time")?;
-/// let answer = decoder.generate(&prompt, 32, Sampling::Greedy, |_| {})?;
+/// let answer = decoder.generate(&prompt, 32, Sampling::greedy(), |_| {})?;
 /// println!("{}", checkpoint.tokenizer.decode(&answer)?);
 /// # }
 /// # Ok::<(), lora_models::Error>(())

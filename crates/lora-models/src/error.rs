@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::hub::HubProblem;
+
 /// The result of this crate's fallible functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -145,6 +147,14 @@ pub enum ErrorKind {
     /// A folder could not be written.
     #[error(transparent)]
     Lora(lora_core::Error),
+    /// A model of the Hugging Face Hub has no such name, or cannot be fetched.
+    #[error("{model}: {problem}")]
+    Hub {
+        /// The name, as it was given.
+        model: String,
+        /// What is wrong with it.
+        problem: HubProblem,
+    },
     /// A prompt or a setting cannot be used with this model.
     #[error("{what}: expected {expected}, found {found}")]
     Argument {

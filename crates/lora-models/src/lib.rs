@@ -4,7 +4,8 @@
 //! [`lora_core::inject`] adapts a decoder and PEFT's adapter files fit it.
 //!
 //! The flow: [`Checkpoint::open`] reads config and tokenizer; [`Checkpoint::decoder`] brings the
-//! weights onto a device; [`Decoder::forward`] gives logits; [`Decoder::generate`] writes text.
+//! weights onto a device; [`Decoder::forward`] gives logits; [`Decoder::generate`] writes text, as a
+//! [`Sampling`] says. With the feature `hub`, `Hub::fetch` brings a model of the Hugging Face Hub.
 
 #![doc(test(attr(deny(warnings))))]
 
@@ -20,12 +21,14 @@ mod family;
 mod generate;
 mod gguf;
 mod hf;
+mod hub;
 mod layout;
 mod load;
 mod mlp;
 mod norm;
 mod random;
 mod rope;
+mod sampling;
 mod tokenizer;
 mod weights;
 
@@ -38,15 +41,18 @@ pub use decoder::{Decoder, DecoderStack};
 pub use error::{Error, ErrorKind, Result};
 pub use experts::Experts;
 pub use family::{FAMILIES, Family};
-pub use generate::Sampling;
 pub use gguf::{GgufFile, TokenizerParts, Value, read_gguf_adapter, save_gguf_adapter};
 pub use hf::{
-    SafetensorsFile, SafetensorsShards, SaveOptions, config_to_json, open_weights, read_config,
-    save_folder, save_folder_with,
+    GenerationConfig, SafetensorsFile, SafetensorsShards, SaveOptions, config_to_json,
+    open_weights, read_config, save_folder, save_folder_with,
 };
+#[cfg(feature = "hub")]
+pub use hub::{Download, Hub};
+pub use hub::{HubModel, HubProblem};
 pub use layout::Packing;
 pub use mlp::Mlp;
 pub use random::RandomWeights;
+pub use sampling::{Sampler, Sampling};
 pub use tokenizer::{Message, Tokenizer};
 pub use weights::{HostTensor, HostValues, WeightDtype, WeightSource};
 

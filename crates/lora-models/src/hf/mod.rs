@@ -1,6 +1,7 @@
 //! Hugging Face folders: `config.json`, `model.safetensors` or its shards, `tokenizer.json`.
 
 mod config;
+mod generation;
 mod safetensors;
 mod save;
 mod shards;
@@ -8,6 +9,7 @@ mod shards;
 use std::path::Path;
 
 pub use config::{config_to_json, read_config};
+pub use generation::GenerationConfig;
 pub use safetensors::SafetensorsFile;
 pub use save::{SaveOptions, save_folder, save_folder_with};
 pub use shards::SafetensorsShards;

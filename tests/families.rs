@@ -12,8 +12,8 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
 use lora_core::{Init, LoraConfig, TargetModules, VisitLora, inject, merge};
 use lora_models::{
-    Decoder, KvCache, Packing, RopeScaling, SaveOptions, WeightDtype, open_weights, read_config,
-    save_folder_with,
+    Decoder, KvCache, Packing, RopeScaling, Sampling, SaveOptions, WeightDtype, open_weights,
+    read_config, save_folder_with,
 };
 use tiny::{difference, golden, largest_difference, logits, tensor};
 
@@ -324,4 +324,82 @@ fn loss_and_gradients_are_those_of_torch() {
         assert!(loss_apart <= 1e-5, "{}: {value} for {expected}", name(&folder));
         assert!(worst.0 <= 1e-5, "{}: {worst:?}", name(&folder));
     }
+}
+
+/// As often as asked, or until the model's end.
+fn greedy(decoder: &Decoder, prompt: &[u32], count: usize) -> Vec<u32> {
+    decoder.generate(prompt, count, Sampling::greedy(), |_| {}).unwrap()
+}
+
+#[test]
+fn prompts_of_unequal_length_are_continued_as_if_alone() {
+    for folder in families() {
+        let decoder = load(&folder, WeightDtype::F32, &Device::flex());
+        if matches!(decoder.config().rope_scaling, RopeScaling::Dynamic { .. }) {
+            continue;
+        }
+        let ids: Vec<u32> =
+            host(ids(&folder, &Device::flex()).float()).iter().map(|id| *id as u32).collect();
+        let prompts = [ids[..9].to_vec(), ids[9..10].to_vec(), ids[10..24].to_vec()];
+        let mut told = vec![Vec::new(); 3];
+        let together = decoder
+            .generate_batch(&prompts, 12, Sampling::greedy(), |row, id| told[row].push(id))
+            .unwrap();
+        let alone: Vec<Vec<u32>> =
+            prompts.iter().map(|prompt| greedy(&decoder, prompt, 12)).collect();
+        assert_eq!(together, alone, "{}", name(&folder));
+        assert_eq!(told, together);
+
+        let warm = Sampling::default().temperature(1.5).seed(3);
+        let first = decoder.generate_batch(&prompts[..2], 8, warm, |_, _| {}).unwrap();
+        assert_eq!(first[0], decoder.generate(&prompts[0], 8, warm, |_| {}).unwrap());
+    }
+}
+
+#[test]
+fn a_batch_without_a_prompt_or_with_a_bad_one_is_an_error() {
+    let decoder = load(&golden("families").join("qwen3"), WeightDtype::F32, &Device::flex());
+    for prompts in [vec![], vec![vec![1], vec![]], vec![vec![1], vec![48]], vec![vec![1; 65]]] {
+        assert!(decoder.generate_batch(&prompts, 1, Sampling::greedy(), |_, _| {}).is_err());
+    }
+    // One at its longest writes nothing; the other goes on.
+    let rows = decoder.generate_batch(&[vec![1; 64], vec![5]], 3, Sampling::greedy(), |_, _| {});
+    let rows = rows.unwrap();
+    assert_eq!((rows[0].len(), &rows[1]), (0, &greedy(&decoder, &[5], 3)));
+}
+
+#[test]
+fn a_continuation_goes_on_where_a_cache_has_been() {
+    let decoder = load(&golden("families").join("mistral"), WeightDtype::F32, &Device::flex());
+    let prompt = [3, 14, 15, 9, 26];
+    let expected = greedy(&decoder, &prompt, 10);
+    let mut cache = KvCache::new();
+    let written = |prompt: &[u32], count, cache: &mut KvCache| -> Vec<u32> {
+        let tokens = decoder.continuation(prompt, Sampling::greedy(), cache).unwrap();
+        tokens.take(count).collect::<Result<_, _>>().unwrap()
+    };
+    assert_eq!(written(&prompt, 4, &mut cache), expected[..4]);
+    assert_eq!(cache.seen(), 8, "the newest token is not computed before it is needed");
+    let longer = [&prompt[..], &expected[..4]].concat();
+    assert_eq!(written(&longer, 6, &mut cache), expected[4..]);
+    // Another turn from the middle.
+    cache.truncate(5);
+    assert_eq!(written(&longer, 6, &mut cache), expected[4..]);
+    assert!(decoder.continuation(&prompt, Sampling::greedy(), &mut cache).is_err());
+}
+
+#[test]
+fn a_long_prompt_is_read_in_pieces() {
+    let folder = golden("families").join("qwen2");
+    let decoder = load(&folder, WeightDtype::F32, &Device::flex());
+    let mut config = decoder.config().clone();
+    config.max_position_embeddings = 2000;
+    let weights = open_weights(&folder).unwrap();
+    let decoder = Decoder::from_weights(&config, &*weights, &Device::flex()).unwrap();
+    let prompt: Vec<u32> = (0..1300).map(|token| token * 7 % 48).collect();
+    let ids: Vec<i32> = prompt.iter().map(|id| *id as i32).collect();
+    let logits = host(decoder.forward(decoder.token_tensor(&ids, 1)));
+    let last = &logits[logits.len() - 48..];
+    let best = (0..48).max_by(|a, b| last[*a].total_cmp(&last[*b])).unwrap() as u32;
+    assert_eq!(greedy(&decoder, &prompt, 1), [best]);
 }

@@ -49,6 +49,10 @@ impl KvCache {
         Self { padding: if some { padding } else { Vec::new() }, ..Self::with_capacity(capacity) }
     }
 
+    pub(crate) fn is_of_a_padded_batch(&self) -> bool {
+        !self.padding.is_empty()
+    }
+
     /// Positions seen so far, padding included.
     pub fn seen(&self) -> usize {
         self.seen

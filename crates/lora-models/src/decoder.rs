@@ -134,7 +134,7 @@ impl Decoder {
         rms_norm(&self.model.norm, x)
     }
 
-    fn all_logits(&self, hidden: Tensor<3>) -> Tensor<3> {
+    pub(crate) fn all_logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         match &self.lm_head {
             // With its batch axis, which a mixed batch of adapters needs.
             Some(head) => head.forward(hidden),

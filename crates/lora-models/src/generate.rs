@@ -8,6 +8,10 @@ use crate::decoder::Decoder;
 use crate::error::{ErrorKind, Result};
 use crate::sampling::{Sampler, Sampling};
 
+/// Prompt tokens that are read at once: enough to be quick, few enough that their attention scores stay
+/// small beside the model.
+const PIECE: usize = 512;
+
 impl Decoder {
     /// Continues `prompt` until a token that ends a text, `max_new_tokens`, or the longest sequence
     /// that the model was made for. The ending token is not part of the answer. `on_token` is
@@ -24,31 +28,184 @@ impl Decoder {
         sampling: Sampling,
         mut on_token: impl FnMut(u32),
     ) -> Result<Vec<u32>> {
+        let longest = self.config().max_position_embeddings;
+        let limit = max_new_tokens.min(longest.saturating_sub(prompt.len()));
+        let mut cache = KvCache::with_capacity(prompt.len() + limit);
+        let tokens = self.continuation(prompt, sampling, &mut cache)?.take(limit);
+        tokens.inspect(|id| id.as_ref().into_iter().for_each(|id| on_token(*id))).collect()
+    }
+
+    /// The tokens after `prompt`, each computed when it is asked for, until one that ends a text or the
+    /// longest sequence that the model was made for.
+    ///
+    /// What `cache` has seen already must be the beginning of the prompt, and is not computed again; so a
+    /// conversation costs its newest turn only. It must leave at least one token.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), lora_models::Error> {
+    /// # let (decoder, prompt): (lora_models::Decoder, Vec<u32>) = unimplemented!();
+    /// use lora_models::{KvCache, Sampling};
+    ///
+    /// let mut cache = KvCache::new();
+    /// for id in decoder.continuation(&prompt, Sampling::greedy(), &mut cache)?.take(100) {
+    ///     println!("{}", id?);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate), and when the cache has seen as much as the whole prompt, or is
+    /// that of a batch.
+    pub fn continuation<'a>(
+        &self,
+        prompt: &[u32],
+        sampling: Sampling,
+        cache: &'a mut KvCache,
+    ) -> Result<Continuation<'a>> {
         let config = self.config();
         check(prompt, config.vocab_size, config.max_position_embeddings)?;
-        let mut sampler = Sampler::new(sampling)?;
+        if cache.seen() >= prompt.len() {
+            let expected = format!("a cache that has seen less than the prompt's {}", prompt.len());
+            let found = format!("{} tokens", cache.seen());
+            return Err(ErrorKind::Argument { what: "cache", expected, found }.into());
+        }
+        if cache.is_of_a_padded_batch() {
+            let (expected, found) = ("a cache of one text".to_owned(), "one of a batch".to_owned());
+            return Err(ErrorKind::Argument { what: "cache", expected, found }.into());
+        }
+        let sampler = Sampler::new(sampling)?;
+        let pending = cache.seen();
+        let (model, tokens) = (self.valid(), prompt.to_vec());
+        Ok(Continuation { model, sampler, tokens, pending, cache, ended: false })
+    }
+
+    /// Continues several prompts at once, which reads the weights once for all of them. Each row is what
+    /// [`generate`](Self::generate) writes for its prompt alone, up to rounding; a row draws with the
+    /// seed of `sampling` plus its number. `on_token` is told the row and the token.
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate), for any of the prompts; when there is none.
+    pub fn generate_batch(
+        &self,
+        prompts: &[Vec<u32>],
+        max_new_tokens: usize,
+        sampling: Sampling,
+        mut on_token: impl FnMut(usize, u32),
+    ) -> Result<Vec<Vec<u32>>> {
+        let config = self.config();
+        for prompt in prompts {
+            check(prompt, config.vocab_size, config.max_position_embeddings)?;
+        }
+        let Some(longest) = prompts.iter().map(Vec::len).max() else {
+            let expected = "at least one".to_owned();
+            let found = "none".to_owned();
+            return Err(ErrorKind::Argument { what: "prompts", expected, found }.into());
+        };
+        let samplers = (0..prompts.len()).map(|row| Sampler::new(sampling.for_row(row)));
+        let mut samplers: Vec<Sampler> = samplers.collect::<Result<_>>()?;
 
         let model = self.valid();
-        let limit = max_new_tokens.min(config.max_position_embeddings - prompt.len());
-        let mut cache = KvCache::with_capacity(prompt.len() + limit);
-        let mut next: Vec<i32> = prompt.iter().map(|id| *id as i32).collect();
-        let mut tokens = prompt.to_vec(); // and what is written
-        while tokens.len() - prompt.len() < limit {
-            let hidden = model.hidden_states(model.token_tensor(&next, 1), Some(&mut cache));
-            let [_, length, width] = hidden.dims();
-            let last = hidden.narrow(1, length - 1, 1).reshape([1, width]);
-            let logits = model.logits(last).cast(DType::F32).into_data();
-            let logits: Vec<f32> = logits.try_to_vec().expect("the logits were just cast to f32");
-            let id = sampler.next_token(&logits, &tokens)?;
-            if config.eos_token_ids.contains(&id) {
-                break;
+        let padding: Vec<usize> = prompts.iter().map(|prompt| longest - prompt.len()).collect();
+        let mut cache = KvCache::with_padding(longest + max_new_tokens, padding.clone());
+        let mut rows = prompts.to_vec(); // and what is written
+        let room = |prompt: &Vec<u32>| config.max_position_embeddings - prompt.len();
+        let limits: Vec<usize> =
+            prompts.iter().map(|prompt| max_new_tokens.min(room(prompt))).collect();
+        let mut running: Vec<bool> = limits.iter().map(|limit| *limit > 0).collect();
+        // Any token will do before a text; none of the text's sees it.
+        let padded =
+            |(row, padding): (&Vec<u32>, &usize)| [vec![0; *padding], row.clone()].concat();
+        let mut next: Vec<Vec<u32>> = rows.iter().zip(&padding).map(padded).collect();
+        while running.contains(&true) {
+            let logits = last_logits(&model, &next, &mut cache);
+            for (row, logits) in logits.chunks_exact(config.vocab_size).enumerate() {
+                next[row] = vec![0]; // what a row that has ended is fed
+                if !running[row] {
+                    continue;
+                }
+                let id = samplers[row].next_token(logits, &rows[row])?;
+                if config.eos_token_ids.contains(&id) {
+                    running[row] = false;
+                    continue;
+                }
+                on_token(row, id);
+                rows[row].push(id);
+                next[row] = vec![id];
+                running[row] = rows[row].len() - prompts[row].len() < limits[row];
             }
-            on_token(id);
-            tokens.push(id);
-            next = vec![id as i32];
         }
-        Ok(tokens.split_off(prompt.len()))
+        let written = rows.into_iter().zip(prompts);
+        Ok(written.map(|(mut row, prompt)| row.split_off(prompt.len())).collect())
     }
+}
+
+/// The tokens after a prompt; see [`Decoder::continuation`].
+#[derive(Debug)]
+pub struct Continuation<'a> {
+    model: Decoder,
+    sampler: Sampler,
+    /// The prompt, and what is written.
+    tokens: Vec<u32>,
+    /// From here on, the cache has not seen the tokens.
+    pending: usize,
+    cache: &'a mut KvCache,
+    ended: bool,
+}
+
+impl Continuation<'_> {
+    /// The prompt and what has been written after it.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    fn step(&mut self) -> Result<Option<u32>> {
+        let config = self.model.config();
+        if self.tokens.len() >= config.max_position_embeddings {
+            return Ok(None);
+        }
+        let next = [self.tokens[self.pending..].to_vec()];
+        self.pending = self.tokens.len();
+        let logits = last_logits(&self.model, &next, self.cache);
+        let id = self.sampler.next_token(&logits, &self.tokens)?;
+        if config.eos_token_ids.contains(&id) {
+            return Ok(None);
+        }
+        self.tokens.push(id);
+        Ok(Some(id))
+    }
+}
+
+impl Iterator for Continuation<'_> {
+    type Item = Result<u32>;
+
+    fn next(&mut self) -> Option<Result<u32>> {
+        if self.ended {
+            return None;
+        }
+        let step = self.step().transpose();
+        self.ended = !matches!(step, Some(Ok(_)));
+        step
+    }
+}
+
+/// The logits after each row, one row after the other, `[rows, vocab_size]`; the rows are as long as each
+/// other.
+fn last_logits(model: &Decoder, rows: &[Vec<u32>], cache: &mut KvCache) -> Vec<f32> {
+    let length = rows[0].len();
+    let mut last = None;
+    for start in (0..length).step_by(PIECE) {
+        let piece = start..length.min(start + PIECE);
+        let ids: Vec<i32> =
+            rows.iter().flat_map(|row| &row[piece.clone()]).map(|id| *id as i32).collect();
+        last = Some(model.hidden_states(model.token_tensor(&ids, rows.len()), Some(cache)));
+    }
+    let hidden = last.expect("a row has at least one token");
+    let [_, length, _] = hidden.dims();
+    // With its batch axis, which a mixed batch of adapters needs.
+    let logits = model.all_logits(hidden.narrow(1, length - 1, 1));
+    let logits = logits.cast(DType::F32).into_data();
+    logits.try_to_vec().expect("the logits were just cast to f32")
 }
 
 fn check(prompt: &[u32], vocab: usize, longest: usize) -> Result<()> {

@@ -41,6 +41,7 @@ pub use decoder::{Decoder, DecoderStack};
 pub use error::{Error, ErrorKind, Result};
 pub use experts::Experts;
 pub use family::{FAMILIES, Family};
+pub use generate::Continuation;
 pub use gguf::{GgufFile, TokenizerParts, Value, read_gguf_adapter, save_gguf_adapter};
 pub use hf::{
     GenerationConfig, SafetensorsFile, SafetensorsShards, SaveOptions, config_to_json,

@@ -80,6 +80,11 @@ impl Sampling {
         Self { seed, ..self }
     }
 
+    /// For one row of a batch: the same settings, another seed for every row but the first.
+    pub(crate) fn for_row(self, row: usize) -> Self {
+        Self { seed: self.seed.wrapping_add(row as u64), ..self }
+    }
+
     /// Whether the likeliest token is always taken.
     pub fn is_greedy(&self) -> bool {
         self.temperature_drawn_at().is_none()

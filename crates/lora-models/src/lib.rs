@@ -5,6 +5,7 @@
 //!
 //! The flow: [`Checkpoint::open`] reads config and tokenizer; [`Checkpoint::decoder`] brings the
 //! weights onto a device; [`Decoder::forward`] gives logits; [`Decoder::generate`] writes text.
+//! [`Tokenizer::render`] makes a conversation of [`Message`]s the text that the model was trained to see.
 
 #![doc(test(attr(deny(warnings))))]
 
@@ -18,9 +19,11 @@ mod generate;
 mod gguf;
 mod hf;
 mod load;
+mod message;
 mod mlp;
 mod random;
 mod rope;
+mod template;
 mod tokenizer;
 mod weights;
 
@@ -33,9 +36,11 @@ pub use error::{Error, ErrorKind, Result};
 pub use generate::Sampling;
 pub use gguf::{GgufFile, TokenizerParts, Value, read_gguf_adapter, save_gguf_adapter};
 pub use hf::{SafetensorsFile, SaveDtype, config_to_json, read_config, save_folder};
+pub use message::Message;
 pub use mlp::Mlp;
 pub use random::RandomWeights;
-pub use tokenizer::{Message, Tokenizer};
+pub use template::{ChatTemplates, Date, MarkedText, RenderOptions};
+pub use tokenizer::Tokenizer;
 pub use weights::{HostTensor, WeightSource};
 
 /// Its example is a test.

@@ -5,7 +5,8 @@
 //!
 //! The flow: [`Checkpoint::open`] reads config and tokenizer; [`Checkpoint::decoder`] brings the
 //! weights onto a device; [`Decoder::forward`] gives logits; [`Decoder::generate`] writes text.
-//! [`Tokenizer::render`] makes a conversation of [`Message`]s the text that the model was trained to see.
+//! [`Tokenizer::render`] makes a conversation of [`Message`]s the text that the model was trained to see,
+//! and [`Tokenizer::stream`] makes ids text as they come.
 
 #![doc(test(attr(deny(warnings))))]
 
@@ -24,6 +25,7 @@ mod mlp;
 mod random;
 mod rope;
 mod template;
+mod token_stream;
 mod tokenizer;
 mod weights;
 
@@ -40,6 +42,7 @@ pub use message::Message;
 pub use mlp::Mlp;
 pub use random::RandomWeights;
 pub use template::{ChatTemplates, Date, MarkedText, RenderOptions};
+pub use token_stream::TokenStream;
 pub use tokenizer::Tokenizer;
 pub use weights::{HostTensor, WeightSource};
 

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::template::{ChatTemplates, MarkedText, RenderOptions};
+use crate::token_stream::TokenStream;
 
 pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
 
@@ -148,8 +149,16 @@ impl Tokenizer {
         self.tokenizer.decode(ids, true).map_err(|source| failed("decoding tokens", source))
     }
 
+    /// Turns token ids into text as they come, one after the other.
+    ///
+    /// # Errors
+    /// When the model's decoder cannot work on a part of a text, as those of speech models.
+    pub fn stream(&self) -> Result<TokenStream> {
+        TokenStream::new(self.clone(), self.tokenizer.get_decoder())
+    }
+
     /// The token of an id, unless it is special or there is none.
-    fn visible_token(&self, id: u32) -> Option<String> {
+    pub(crate) fn visible_token(&self, id: u32) -> Option<String> {
         let token = self.tokenizer.id_to_token(id)?;
         let special = self.tokenizer.get_added_vocabulary().is_special_token(&token);
         (!special).then_some(token)
@@ -247,7 +256,7 @@ impl Tokenizer {
     }
 }
 
-fn failed(operation: &str, source: tokenizers::Error) -> Error {
+pub(crate) fn failed(operation: &str, source: tokenizers::Error) -> Error {
     let place = format!("tokenizer, {operation}");
     ErrorKind::Tokenizer { place, reason: source.to_string() }.into()
 }

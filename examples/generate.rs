@@ -121,18 +121,20 @@ fn generate(options: &Options) -> Result<()> {
             tokenizer.encode_whole_text(&options.question)?
         }
     };
-    // Some characters take several tokens, so the text so far is decoded whole each time.
-    let mut ids = Vec::new();
-    let mut shown = 0;
-    decoder.generate(&prompt, max_new_tokens, sampling, |id| {
-        ids.push(id);
-        let text = tokenizer.decode(&ids).unwrap_or_default();
-        if let Some(new) = text.get(shown..).filter(|new| !new.ends_with('\u{FFFD}')) {
-            // A closed pipe is no reason to stop.
-            let _ = write!(stdout(), "{new}").and_then(|()| stdout().flush());
-            shown = text.len();
-        }
+    // A closed pipe is no reason to stop.
+    let show = |text: String| {
+        let _ = write!(stdout(), "{text}").and_then(|()| stdout().flush());
+    };
+    let mut stream = tokenizer.stream()?;
+    let mut refused = None;
+    decoder.generate(&prompt, max_new_tokens, sampling, |id| match stream.push(id) {
+        Ok(text) => show(text),
+        Err(error) => refused = Some(error),
     })?;
+    match refused {
+        Some(error) => return Err(error.into()),
+        None => show(stream.finish()?),
+    }
     say("");
     Ok(())
 }

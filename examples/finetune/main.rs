@@ -120,7 +120,7 @@ fn required((name, value): (&str, &Option<PathBuf>)) -> Result<PathBuf> {
 
 fn first_question(conversation: &Conversation) -> String {
     let user = conversation.messages.iter().find(|message| message.role == "user");
-    user.map_or_else(String::new, |message| message.content.clone())
+    user.and_then(|message| message.content.as_str()).unwrap_or_default().to_owned()
 }
 
 /// The token that the rows teach the model to end a turn with must be one that ends its text.

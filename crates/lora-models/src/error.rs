@@ -142,8 +142,21 @@ pub enum ErrorKind {
         reason: String,
     },
     /// A chat template could not be parsed or rendered.
-    #[error("chat template: {0}; check chat_template in tokenizer_config.json")]
-    Template(#[from] minijinja::Error),
+    #[error("{place}: {reason}")]
+    Template {
+        /// The template, and the file that holds it where there is one.
+        place: String,
+        /// The line, what is wrong there, and what to do.
+        reason: String,
+        /// What the template engine answered, where it was asked.
+        source: Option<minijinja::Error>,
+    },
+    /// A chat template is well, but does not take these messages, and says so itself.
+    #[error("the chat template refuses this conversation: {reason}")]
+    Refused {
+        /// The template's own words.
+        reason: String,
+    },
     /// A folder could not be written.
     #[error(transparent)]
     Lora(lora_core::Error),

@@ -5,7 +5,9 @@
 //!
 //! The flow: [`Checkpoint::open`] reads config and tokenizer; [`Checkpoint::decoder`] brings the
 //! weights onto a device; [`Decoder::forward`] gives logits; [`Decoder::generate`] writes text, as a
-//! [`Sampling`] says. With the feature `hub`, `Hub::fetch` brings a model of the Hugging Face Hub.
+//! [`Sampling`] says. [`Tokenizer::render`] makes a conversation of [`Message`]s the text that the model
+//! was trained to see, and [`Tokenizer::stream`] makes ids text as they come. With the feature `hub`,
+//! `Hub::fetch` brings a model of the Hugging Face Hub.
 
 #![doc(test(attr(deny(warnings))))]
 
@@ -24,11 +26,14 @@ mod hf;
 mod hub;
 mod layout;
 mod load;
+mod message;
 mod mlp;
 mod norm;
 mod random;
 mod rope;
 mod sampling;
+mod template;
+mod token_stream;
 mod tokenizer;
 mod weights;
 
@@ -51,10 +56,13 @@ pub use hf::{
 pub use hub::{Download, Hub};
 pub use hub::{HubModel, HubProblem};
 pub use layout::Packing;
+pub use message::Message;
 pub use mlp::Mlp;
 pub use random::RandomWeights;
 pub use sampling::{Sampler, Sampling};
-pub use tokenizer::{Message, Tokenizer};
+pub use template::{ChatTemplates, Date, MarkedText, RenderOptions};
+pub use token_stream::TokenStream;
+pub use tokenizer::Tokenizer;
 pub use weights::{HostTensor, HostValues, WeightDtype, WeightSource};
 
 /// Its example is a test.

@@ -283,7 +283,7 @@ fn chat_message(entry: &Value) -> Result<Message, String> {
         ));
     }
     refuse_fields(fields, &["weight", "tool_calls"])?;
-    Ok(Message { role, content: text("content")? })
+    Ok(Message::new(role, text("content")?))
 }
 
 /// Refuses fields that other programs give a meaning that would be lost here. Fields of any other name
@@ -308,7 +308,8 @@ fn refuse_fields(fields: &Map<String, Value>, names: &[&str]) -> Result<(), Stri
 /// Whether the loss counts this turn. An empty one is context only: it would teach the model to
 /// answer with nothing.
 fn is_answer(message: &Message) -> bool {
-    message.role == "assistant" && !message.content.trim().is_empty()
+    message.role == "assistant"
+        && message.content.as_str().is_some_and(|content| !content.trim().is_empty())
 }
 
 fn wrong_type(name: &str, found: &Value) -> String {
@@ -708,10 +709,7 @@ mod tests {
     }
 
     fn conversation(messages: &[(&str, &str)]) -> Conversation {
-        let message = |&(role, content): &(&str, &str)| Message {
-            role: role.to_owned(),
-            content: content.to_owned(),
-        };
+        let message = |&(role, content): &(&str, &str)| Message::new(role, content);
         Conversation {
             messages: messages.iter().map(message).collect(),
             place: Place { path: Path::new("data.jsonl").into(), unit: "line", number: 3 },
@@ -773,7 +771,7 @@ mod tests {
         conversation
             .messages
             .iter()
-            .map(|message| (message.role.as_str(), message.content.as_str()))
+            .map(|message| (message.role.as_str(), message.content.as_str().unwrap()))
             .collect()
     }
 

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use burn_lora::{Error, Result, say};
 use clap::Parser;
 use lora_core::{Reader, load_adapter, read_adapter_info, save_portable};
-use lora_models::{Checkpoint, Decoder, SafetensorsFile, read_config, save_gguf_adapter};
+use lora_models::{Checkpoint, Decoder, open_weights, read_config, save_gguf_adapter};
 use lora_train::device_by_name;
 
 /// Write a model's adapter for the programs that serve it.
@@ -47,8 +47,7 @@ fn export(options: &Options) -> Result<()> {
     let path = options.model.clone().unwrap_or_else(|| burn_lora::resource("examples/tiny_world"));
     let device = device_by_name("flex")?;
     let decoder = if path.is_dir() {
-        let weights = SafetensorsFile::open(path.join("model.safetensors"))?;
-        Decoder::from_weights(&read_config(&path)?, &weights, &device)?
+        Decoder::from_weights(&read_config(&path)?, &*open_weights(&path)?, &device)?
     } else {
         Checkpoint::open(&path)?.decoder(&device)?
     };

@@ -7,8 +7,11 @@ use burn::tensor::Device;
 use crate::config::DecoderConfig;
 use crate::decoder::Decoder;
 use crate::error::{Error, ErrorKind, Result};
-use crate::gguf::GgufFile;
-use crate::hf::{CONFIG_FILE, SHARDS_FILE, WEIGHTS_FILE, open_weights, read_config};
+use crate::gguf::{GgufFile, TokenizerParts};
+use crate::hf::{
+    CONFIG_FILE, GENERATION_CONFIG_FILE, SHARDS_FILE, SaveOptions, WEIGHTS_FILE, open_weights,
+    read_config, save_folder_with,
+};
 use crate::tokenizer::{TOKENIZER_FILE, Tokenizer};
 use crate::weights::{WeightDtype, WeightSource};
 
@@ -92,6 +95,28 @@ impl Checkpoint {
         Ok(Self { path: path.to_owned(), config, tokenizer, weights })
     }
 
+    /// Writes a decoder of this checkpoint, with merged adapters, as a new Hugging Face folder that holds
+    /// the tokenizer, its templates and the generation settings too: complete or not at all.
+    ///
+    /// From a folder these files are copied as they are; from a GGUF file they are made of its metadata.
+    ///
+    /// # Errors
+    /// As [`save_folder_with`]; when a file of the tokenizer cannot be read.
+    pub fn save(
+        &self,
+        decoder: &Decoder,
+        folder: impl AsRef<Path>,
+        options: &SaveOptions,
+    ) -> Result<()> {
+        let others = match self.path.is_dir() {
+            true => copied_files(&self.path)?,
+            false => tokenizer_files(&GgufFile::open(&self.path)?.tokenizer_parts()?)?,
+        };
+        let others: Vec<(&str, &[u8])> =
+            others.iter().map(|(name, bytes)| (name.as_str(), &bytes[..])).collect();
+        save_folder_with(decoder, folder, options, &others)
+    }
+
     /// The folder or file.
     pub fn path(&self) -> &Path {
         &self.path
@@ -127,4 +152,48 @@ fn check_files(folder: &Path) -> Result<()> {
 
 fn not_a_model(path: &Path, found: &str) -> Error {
     ErrorKind::NotAModel { path: path.to_owned(), found: found.to_owned() }.into()
+}
+
+/// What belongs to a model beside its weights and its config, as far as a folder has it.
+const OTHER_FILES: [&str; 10] = [
+    TOKENIZER_FILE,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    GENERATION_CONFIG_FILE,
+];
+
+fn copied_files(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    let there = OTHER_FILES.iter().map(|name| (name, folder.join(name)));
+    let there = there.filter(|(_, path)| path.exists());
+    there
+        .map(|(name, path)| {
+            let bytes = std::fs::read(&path).map_err(|source| Error::io(&path, source))?;
+            Ok(((*name).to_owned(), bytes))
+        })
+        .collect()
+}
+
+fn tokenizer_files(parts: &TokenizerParts) -> Result<Vec<(String, Vec<u8>)>> {
+    let tokenizer = parts.tokenizer.to_string(true).map_err(|source| ErrorKind::Tokenizer {
+        place: TOKENIZER_FILE.to_owned(),
+        reason: source.to_string(),
+    })?;
+    let config = serde_json::json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": parts.bos_token,
+        "eos_token": parts.eos_token,
+        "chat_template": parts.chat_template,
+        "clean_up_tokenization_spaces": false,
+    });
+    let config = format!("{config:#}");
+    Ok(vec![
+        (TOKENIZER_FILE.to_owned(), tokenizer.into_bytes()),
+        ("tokenizer_config.json".to_owned(), config.into_bytes()),
+    ])
 }

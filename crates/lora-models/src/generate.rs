@@ -41,17 +41,13 @@ impl Decoder {
     /// What `cache` has seen already must be the beginning of the prompt, and is not computed again; so a
     /// conversation costs its newest turn only. It must leave at least one token.
     ///
-    /// ```no_run
-    /// # fn main() -> Result<(), lora_models::Error> {
-    /// # let (decoder, prompt): (lora_models::Decoder, Vec<u32>) = unimplemented!();
-    /// use lora_models::{KvCache, Sampling};
+    /// ```
+    /// use lora_models::{Decoder, KvCache, Result, Sampling};
     ///
-    /// let mut cache = KvCache::new();
-    /// for id in decoder.continuation(&prompt, Sampling::greedy(), &mut cache)?.take(100) {
-    ///     println!("{}", id?);
+    /// fn first_hundred(decoder: &Decoder, prompt: &[u32]) -> Result<Vec<u32>> {
+    ///     let mut cache = KvCache::new();
+    ///     decoder.continuation(prompt, Sampling::greedy(), &mut cache)?.take(100).collect()
     /// }
-    /// # Ok(())
-    /// # }
     /// ```
     ///
     /// # Errors

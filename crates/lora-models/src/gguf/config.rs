@@ -1,5 +1,7 @@
 //! The sizes of the decoder in a GGUF file, from its keys.
 
+use std::f64::consts::PI;
+
 use super::reader::{GgufFile, ROPE_FREQS};
 use crate::config::{AttentionBias, DecoderConfig, RopeScaling};
 use crate::error::{Error, Result};
@@ -197,7 +199,8 @@ impl GgufFile {
             let expected = "finite factors above 0";
             return Err(Error::malformed(self.file_path(), place, expected, factor.to_string()));
         }
-        Ok(RopeScaling::Divided { factors })
+        let theta = self.positive(&self.key("rope.freq_base"), Some(DEFAULT_ROPE_THETA))?;
+        Ok(llama3_parameters(&factors, theta).unwrap_or(RopeScaling::Divided { factors }))
     }
 
     /// The size under `key`, which must be there.
@@ -319,6 +322,27 @@ impl GgufFile {
     }
 }
 
+/// The parameters of Llama 3.1's and 3.2's scaling, if the factors were made from them: a `config.json`
+/// can say parameters, and no factors.
+fn llama3_parameters(factors: &[f32], theta: f64) -> Option<RopeScaling> {
+    // The longest wavelengths are stretched by the whole factor.
+    let factor = f64::from(factors.iter().copied().fold(1.0, f32::max));
+    let (low, high, original) = (1.0, 4.0, 8192);
+    let made = (0..factors.len()).map(|pair| {
+        let wavelength = 2.0 * PI * theta.powf(pair as f64 / factors.len() as f64);
+        let turns = original as f64 / wavelength;
+        let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+        1.0 / ((1.0 - smooth) / factor + smooth)
+    });
+    let fits = factors.iter().zip(made).all(|(a, b)| (f64::from(*a) - b).abs() <= 1e-4 * b);
+    fits.then_some(RopeScaling::Llama3 {
+        factor,
+        low_freq_factor: low,
+        high_freq_factor: high,
+        original_max_position_embeddings: original,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -424,6 +448,39 @@ mod tests {
         malformed(model().f32s(ROPE_FREQS, &[1], &[0.0]), "finite factors above 0");
         let both = model().f32s(ROPE_FREQS, &[1], &[8.0]).key("llama.rope.scaling.factor", 2_f32);
         unsupported(both, ROPE_FREQS);
+    }
+
+    /// As llama.cpp's convert_hf_to_gguf.py makes them for Llama 3.1 (theta 500,000, heads of 128).
+    #[test]
+    fn factors_of_llama_3_1_are_known_for_what_they_are() {
+        let factors = |theta: f64, factor: f64| -> Vec<f32> {
+            let frequency = |pair: i32| theta.powf(-f64::from(pair) / 64.0);
+            let factor = |pair| {
+                let wavelength = 2.0 * PI / frequency(pair);
+                match wavelength {
+                    short if short < 8192.0 / 4.0 => 1.0,
+                    long if long > 8192.0 => factor,
+                    _ => {
+                        let smooth = (8192.0 / wavelength - 1.0) / 3.0;
+                        1.0 / ((1.0 - smooth) / factor + smooth)
+                    }
+                }
+            };
+            (0..64).map(|pair| factor(pair) as f32).collect()
+        };
+        for factor in [8.0, 32.0] {
+            let found = llama3_parameters(&factors(5e5, factor), 5e5);
+            assert_eq!(
+                found,
+                Some(RopeScaling::Llama3 {
+                    factor,
+                    low_freq_factor: 1.0,
+                    high_freq_factor: 4.0,
+                    original_max_position_embeddings: 8192
+                })
+            );
+            assert_eq!(llama3_parameters(&factors(5e5, factor), 1e4), None);
+        }
     }
 
     #[test]

@@ -10,7 +10,6 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::FlexTensor;
-use crate::product::PARALLEL_FROM;
 
 /// x · W for an x with few rows.
 ///
@@ -46,7 +45,8 @@ const BLOCK: usize = 8;
 /// Vectors of a dot product that are worked on side by side, enough to hide how long one addition takes.
 const UNROLLED: usize = 4;
 
-/// Values of W in one thread's stretch, at least.
+/// Words of W in one thread's stretch, at least: to read so many takes several times as long as to wake a
+/// thread.
 const STRETCH: usize = 1 << 15;
 
 fn dims(tensor: &FlexTensor) -> [usize; 2] {
@@ -225,11 +225,8 @@ fn by_columns_of<T: Weight>(x: &[f32], d_input: usize, words: &[u32], line: usiz
     (0..rows).flat_map(row).collect()
 }
 
-/// How many words one thread takes: whole lines, all of them for a small weight.
+/// How many words one thread takes: whole lines.
 fn stretch(words: usize, line: usize) -> usize {
-    if words < PARALLEL_FROM / 8 {
-        return words;
-    }
     let threads = rayon::current_num_threads();
     words.div_ceil(threads).max(STRETCH).div_ceil(line) * line
 }

@@ -92,6 +92,7 @@ fn chat(options: &Options) -> Result<()> {
         adapted,
         tokenizer,
         sampling,
+        seed: options.seed,
         limit: options.max_new_tokens,
         system: options.system.clone(),
         messages: Vec::new(),
@@ -114,7 +115,12 @@ fn chat(options: &Options) -> Result<()> {
             "" => {}
             "/exit" | "/quit" => return Ok(()),
             command if command.starts_with('/') => say(talk.obey(command)),
-            said => talk.answer(said)?,
+            said => {
+                if let Err(error) = talk.answer(said) {
+                    talk.messages.pop(); // what was said is not part of the conversation
+                    eprintln!("{}; /reset begins a new conversation", error);
+                }
+            }
         }
     }
 }
@@ -131,6 +137,7 @@ struct Talk {
     on: bool,
     tokenizer: Tokenizer,
     sampling: Sampling,
+    seed: u64,
     limit: usize,
     system: Option<String>,
     messages: Vec<Message>,
@@ -194,14 +201,16 @@ impl Talk {
 
         // What the template renders as before is not computed again.
         let same = self.seen.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
-        self.cache.truncate(same.min(prompt.len() - 1));
+        self.cache.truncate(same.min(prompt.len().saturating_sub(1)));
         let computed = prompt.len() - self.cache.seen();
 
         let model = self.adapted.as_ref().filter(|_| self.on).unwrap_or(&self.base);
         let start = Instant::now();
         let mut stream = self.tokenizer.stream()?;
         let mut text = String::new();
-        let mut tokens = model.continuation(&prompt, self.sampling, &mut self.cache)?;
+        let turn = self.messages.len() as u64;
+        let sampling = self.sampling.seed(self.seed.wrapping_add(turn));
+        let mut tokens = model.continuation(&prompt, sampling, &mut self.cache)?;
         let (mut written, mut first) = (0, None);
         for id in tokens.by_ref().take(self.limit) {
             let piece = stream.push(id?)?;

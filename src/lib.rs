@@ -16,6 +16,12 @@ pub struct Error {
     exit_code: u8,
 }
 
+impl std::fmt::Display for Error {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 impl Error {
     /// The user's fault: a wrong option, file or folder.
     pub fn user(message: impl Into<String>) -> Self {

@@ -49,8 +49,16 @@ impl KvCache {
         Self { padding: if some { padding } else { Vec::new() }, ..Self::with_capacity(capacity) }
     }
 
-    pub(crate) fn is_of_a_padded_batch(&self) -> bool {
-        !self.padding.is_empty()
+    /// What is in the cache, in words, unless that is nothing or `blocks` blocks of `[batch, kv_heads,
+    /// head_dim]` as in `fitting`.
+    pub(crate) fn dims(&self, blocks: usize, fitting: [usize; 3]) -> Option<String> {
+        let first = self.blocks.first()?.as_ref()?;
+        let [batch, heads, _, head_dim] = first.keys.dims();
+        let fits = self.blocks.len() == blocks && [batch, heads, head_dim] == fitting;
+        (!fits).then(|| {
+            let blocks = self.blocks.len();
+            format!("{blocks} blocks of {batch} rows, {heads} key heads and a width of {head_dim}")
+        })
     }
 
     /// Positions seen so far, padding included.

@@ -146,6 +146,23 @@ pub enum RopeScaling {
 }
 
 impl DecoderConfig {
+    /// The longest text in tokens: `max_position_embeddings`, or what RoPE is stretched to where that is
+    /// more. Configs of Llama 3.1 give the stretched length itself; older ones, and Qwen's with YaRN, the
+    /// length of the first training.
+    pub fn longest_text(&self) -> usize {
+        let first = self.max_position_embeddings;
+        let stretched = match self.rope_scaling {
+            RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor } => {
+                first as f64 * factor
+            }
+            RopeScaling::Yarn { factor, original_max_position_embeddings: original, .. } => {
+                original as f64 * factor
+            }
+            _ => 0.0,
+        };
+        first.max(stretched as usize).min(u32::MAX as usize)
+    }
+
     /// How many positions the layer sees, or `None` when it sees all before its own.
     pub fn window(&self, layer: usize) -> Option<usize> {
         let window = self.sliding_window.as_ref()?;

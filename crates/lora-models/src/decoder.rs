@@ -59,6 +59,9 @@ impl Decoder {
     ///
     /// # Shapes
     /// - `ids` `[batch, length]`, output `[batch, length, vocab_size]`
+    ///
+    /// # Panics
+    /// When there is no token, or an id is not below `vocab_size`, as far as the backend looks.
     pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         self.all_logits(self.hidden_states(ids, None))
     }
@@ -79,6 +82,9 @@ impl Decoder {
     ///
     /// # Shapes
     /// - `ids` `[batch, length]`, output `[batch, length, hidden_size]`
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward), and when the cache is that of another batch or model.
     pub fn hidden_states(&self, ids: Tensor<2, Int>, cache: Option<&mut KvCache>) -> Tensor<3> {
         let packing = cache.as_ref().and_then(|cache| cache.packing(ids.dims()[1]));
         self.run(ids, packing.as_ref(), cache)
@@ -103,7 +109,8 @@ impl Decoder {
         packing: Option<&Packing>,
         mut cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
-        let [_, length] = ids.dims();
+        let [batch, length] = ids.dims();
+        assert!(batch * length > 0, "expected at least one token, found [{batch}, {length}]");
         let (config, device) = (&self.config, self.device());
         let seen = cache.as_ref().map_or(0, |cache| cache.seen());
         if let Some(cache) = &mut cache {
@@ -118,7 +125,9 @@ impl Decoder {
         let rope = Rope::new(config, &positions, rows, x.dtype(), &device);
         let hidden = |window| hidden_keys(packing, window, seen, length, &device);
         let window = config.sliding_window.as_ref().map(|window| window.width);
-        let everywhere = hidden(None);
+        let windowed = |block: &Block| block.self_attn.window.is_some();
+        let all_windowed = self.model.layers.iter().all(windowed);
+        let everywhere = if all_windowed { None } else { hidden(None) };
         let in_window = window.and_then(|width| hidden(Some(width)));
         for (number, block) in self.model.layers.iter().enumerate() {
             let hidden = match block.self_attn.window {

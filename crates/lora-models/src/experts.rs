@@ -12,6 +12,9 @@ use crate::mlp::Mlp;
 /// y = Σ p_e · MLP_e(x) over the `per_token` experts with the largest p = softmax(router(x)), where the
 /// p of the chosen may be scaled to sum to one. The choice itself has no gradient.
 ///
+/// In a mixed batch of adapters (`AdapterSets::mixed`) experts can have none: tokens of several samples
+/// go through one together.
+///
 /// # Shapes
 /// - input and output `[batch, length, hidden_size]`
 ///
@@ -30,10 +33,11 @@ impl Experts {
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let [batch, length, width] = x.dims();
         let tokens = batch * length;
-        let x = x.reshape([tokens, width]);
         let (dtype, device) = (x.dtype(), x.device());
-
+        // With its batch axis, which a mixed batch of adapters needs.
         let scores = self.gate.forward(x.clone()).cast(DType::F32);
+        let x = x.reshape([tokens, width]);
+        let scores = scores.reshape([tokens, self.experts.len()]);
         let probabilities = softmax(scores, 1); // [tokens, experts]
         // Which tokens go where has to be known here, to run each expert once over all of its own.
         let ranked = probabilities.clone().without_autodiff().topk_with_indices(self.per_token, 1);

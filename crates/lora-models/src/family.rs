@@ -80,6 +80,7 @@ pub(crate) struct Defaults {
     pub(crate) num_experts: usize,
     pub(crate) num_experts_per_tok: usize,
     pub(crate) expert_intermediate_size: Option<usize>,
+    pub(crate) bos_and_eos: Option<(u32, u32)>,
 }
 
 const LLAMA_DEFAULTS: Defaults = Defaults {
@@ -92,12 +93,14 @@ const LLAMA_DEFAULTS: Defaults = Defaults {
     num_experts: 0,
     num_experts_per_tok: 0,
     expert_intermediate_size: None,
+    bos_and_eos: Some((1, 2)),
 };
 
 const QWEN_DEFAULTS: Defaults = Defaults {
     num_key_value_heads: Some(32),
     max_position_embeddings: 32_768,
     sliding_window: Some(4096),
+    bos_and_eos: None,
     ..LLAMA_DEFAULTS
 };
 
@@ -225,9 +228,24 @@ impl Family {
             BiasRule::Asked => config.attention_bias != AttentionBias::QueryKeyValue,
             BiasRule::Always(bias) => config.attention_bias == bias,
         };
-        bias && (self.has_mlp_bias || !config.mlp_bias)
-            && self.qk_norm == config.qk_norm
-            && self.experts.is_some() == config.experts.is_some()
-            && (self.window != WindowRule::Never || config.sliding_window.is_none())
+        let layers = 0..config.num_hidden_layers;
+        let everywhere = layers.clone().all(|layer| config.window(layer).is_some());
+        let window = match self.window {
+            _ if config.sliding_window.is_none() => true,
+            WindowRule::Never => false,
+            WindowRule::AllLayers | WindowRule::AllLayersIfUsed => everywhere,
+            WindowRule::UpperLayersIfUsed => true,
+        };
+        let experts = match (self.experts, &config.experts) {
+            (None, experts) => experts.is_none(),
+            // Mixtral's config has neither a switch for the scaling nor a list of layers.
+            (Some(names), Some(experts)) if names.always_normalised => {
+                experts.normalised && layers.clone().all(|layer| config.experts(layer).is_some())
+            }
+            (Some(names), None) => !names.always_normalised,
+            (Some(_), Some(_)) => true,
+        };
+        let bias = bias && (self.has_mlp_bias || !config.mlp_bias);
+        bias && self.qk_norm == config.qk_norm && window && experts
     }
 }

@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::tensor::DType;
 
 use crate::cache::KvCache;
+use crate::config::RopeScaling;
 use crate::decoder::Decoder;
 use crate::error::{ErrorKind, Result};
 use crate::sampling::{Sampler, Sampling};
@@ -28,7 +29,7 @@ impl Decoder {
         sampling: Sampling,
         mut on_token: impl FnMut(u32),
     ) -> Result<Vec<u32>> {
-        let longest = self.config().max_position_embeddings;
+        let longest = self.config().longest_text();
         let limit = max_new_tokens.min(longest.saturating_sub(prompt.len()));
         let mut cache = KvCache::with_capacity(prompt.len() + limit);
         let tokens = self.continuation(prompt, sampling, &mut cache)?.take(limit);
@@ -48,11 +49,12 @@ impl Decoder {
     ///     let mut cache = KvCache::new();
     ///     decoder.continuation(prompt, Sampling::greedy(), &mut cache)?.take(100).collect()
     /// }
+    /// # let _ = first_hundred;
     /// ```
     ///
     /// # Errors
     /// As [`generate`](Self::generate), and when the cache has seen as much as the whole prompt, or is
-    /// that of a batch.
+    /// that of a batch or of another model.
     pub fn continuation<'a>(
         &self,
         prompt: &[u32],
@@ -60,14 +62,15 @@ impl Decoder {
         cache: &'a mut KvCache,
     ) -> Result<Continuation<'a>> {
         let config = self.config();
-        check(prompt, config.vocab_size, config.max_position_embeddings)?;
+        check(prompt, config.vocab_size, config.longest_text())?;
         if cache.seen() >= prompt.len() {
             let expected = format!("a cache that has seen less than the prompt's {}", prompt.len());
             let found = format!("{} tokens", cache.seen());
             return Err(ErrorKind::Argument { what: "cache", expected, found }.into());
         }
-        if cache.is_of_a_padded_batch() {
-            let (expected, found) = ("a cache of one text".to_owned(), "one of a batch".to_owned());
+        let fitting = [1, config.num_key_value_heads, config.head_dim];
+        if let Some(found) = cache.dims(config.num_hidden_layers, fitting) {
+            let expected = "a cache of one text and of this model".to_owned();
             return Err(ErrorKind::Argument { what: "cache", expected, found }.into());
         }
         let sampler = Sampler::new(sampling)?;
@@ -78,7 +81,9 @@ impl Decoder {
 
     /// Continues several prompts at once, which reads the weights once for all of them. Each row is what
     /// [`generate`](Self::generate) writes for its prompt alone, up to rounding; a row draws with the
-    /// seed of `sampling` plus its number. `on_token` is told the row and the token.
+    /// seed of `sampling` plus its number. (With [`RopeScaling::Dynamic`](crate::RopeScaling::Dynamic) the
+    /// longest row stretches RoPE for all of them, as in transformers.) `on_token` is told the row and
+    /// the token.
     ///
     /// # Errors
     /// As [`generate`](Self::generate), for any of the prompts; when there is none.
@@ -91,7 +96,7 @@ impl Decoder {
     ) -> Result<Vec<Vec<u32>>> {
         let config = self.config();
         for prompt in prompts {
-            check(prompt, config.vocab_size, config.max_position_embeddings)?;
+            check(prompt, config.vocab_size, config.longest_text())?;
         }
         let Some(longest) = prompts.iter().map(Vec::len).max() else {
             let expected = "at least one".to_owned();
@@ -103,11 +108,12 @@ impl Decoder {
 
         let model = self.valid();
         let padding: Vec<usize> = prompts.iter().map(|prompt| longest - prompt.len()).collect();
-        let mut cache = KvCache::with_padding(longest + max_new_tokens, padding.clone());
         let mut rows = prompts.to_vec(); // and what is written
-        let room = |prompt: &Vec<u32>| config.max_position_embeddings - prompt.len();
+        let room = |prompt: &Vec<u32>| config.longest_text() - prompt.len();
         let limits: Vec<usize> =
             prompts.iter().map(|prompt| max_new_tokens.min(room(prompt))).collect();
+        let most = limits.iter().copied().max().unwrap_or_default();
+        let mut cache = KvCache::with_padding(longest + most, padding.clone());
         let mut running: Vec<bool> = limits.iter().map(|limit| *limit > 0).collect();
         // Any token will do before a text; none of the text's sees it.
         let padded =
@@ -157,7 +163,7 @@ impl Continuation<'_> {
 
     fn step(&mut self) -> Result<Option<u32>> {
         let config = self.model.config();
-        if self.tokens.len() >= config.max_position_embeddings {
+        if self.tokens.len() >= config.longest_text() {
             return Ok(None);
         }
         let next = [self.tokens[self.pending..].to_vec()];
@@ -189,9 +195,14 @@ impl Iterator for Continuation<'_> {
 /// other.
 fn last_logits(model: &Decoder, rows: &[Vec<u32>], cache: &mut KvCache) -> Vec<f32> {
     let length = rows[0].len();
+    // Dynamic scaling turns a whole prompt by the theta of its length.
+    let piece = match model.config().rope_scaling {
+        RopeScaling::Dynamic { .. } => length,
+        _ => PIECE,
+    };
     let mut last = None;
-    for start in (0..length).step_by(PIECE) {
-        let piece = start..length.min(start + PIECE);
+    for start in (0..length).step_by(piece) {
+        let piece = start..length.min(start + piece);
         let ids: Vec<i32> =
             rows.iter().flat_map(|row| &row[piece.clone()]).map(|id| *id as i32).collect();
         last = Some(model.hidden_states(model.token_tensor(&ids, rows.len()), Some(cache)));

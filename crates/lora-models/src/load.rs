@@ -42,6 +42,7 @@ impl Decoder {
         device: &Device,
     ) -> Result<Self> {
         check_tensors(config, source)?;
+        let config = &with_the_head_of(config, source, dtype)?;
         let builder = Builder { config, source, dtype, device };
         let layers = (0..config.num_hidden_layers)
             .map(|layer| builder.block(layer))
@@ -172,7 +173,7 @@ fn check_tensors(config: &DecoderConfig, source: &dyn WeightSource) -> Result<()
     let known: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
     for name in source.names() {
         // Old checkpoints carry the rotary frequencies, which follow from the config; tied ones may
-        // carry the head as a second copy of the embedding.
+        // carry a head, which is compared with the embedding.
         let derived =
             name.ends_with("rotary_emb.inv_freq") || (config.tie_word_embeddings && name == HEAD);
         if !known.contains(name.as_str()) && !derived {
@@ -183,6 +184,28 @@ fn check_tensors(config: &DecoderConfig, source: &dyn WeightSource) -> Result<()
         return Ok(());
     }
     Err(Error::weights(source.path(), problems))
+}
+
+/// The config, not tied where the checkpoint has a head of its own all the same: as transformers does
+/// since version 5, and the only reading that loses nothing.
+fn with_the_head_of(
+    config: &DecoderConfig,
+    source: &dyn WeightSource,
+    dtype: WeightDtype,
+) -> Result<DecoderConfig> {
+    let mut config = config.clone();
+    if config.tie_word_embeddings
+        && let Some(shape) = source.shape(HEAD)
+    {
+        let embedding = source.read_as(EMBEDDING, dtype)?;
+        if shape != embedding.shape {
+            let problem =
+                format!("'{HEAD}': expected shape {:?}, found {shape:?}", embedding.shape);
+            return Err(Error::weights(source.path(), vec![problem]));
+        }
+        config.tie_word_embeddings = source.read_as(HEAD, dtype)? == embedding;
+    }
+    Ok(config)
 }
 
 struct Builder<'a> {

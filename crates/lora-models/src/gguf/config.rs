@@ -103,6 +103,7 @@ impl GgufFile {
         known().find(|family| family.gguf_architecture == Some(architecture)).ok_or_else(|| {
             let mut names: Vec<&str> =
                 known().filter_map(|family| family.gguf_architecture).collect();
+            names.sort_unstable();
             names.dedup();
             let path = self.file_path();
             Error::unsupported(path, ARCHITECTURE, architecture, names.join(", "))

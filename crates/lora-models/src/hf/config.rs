@@ -35,9 +35,9 @@ struct File {
     eos_token_id: Option<Value>,
     quantization_config: Option<Value>,
     partial_rotary_factor: Option<f64>,
-    rope_theta: Option<f64>,                 // transformers 4
-    rope_scaling: Option<RopeParameters>,    // transformers 4
-    rope_parameters: Option<RopeParameters>, // transformers 5
+    rope_theta: Option<f64>,        // transformers 4
+    rope_scaling: Option<Value>,    // transformers 4
+    rope_parameters: Option<Value>, // transformers 5
     original_max_position_embeddings: Option<usize>,
     use_sliding_window: Option<bool>,
     max_window_layers: Option<usize>,
@@ -52,8 +52,8 @@ struct File {
 #[serde(deny_unknown_fields)] // each of the others would change the angles
 struct RopeParameters {
     rope_theta: Option<f64>,
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    r#type: Option<String>, // the older name; many files have both
     factor: Option<f64>,
     original_max_position_embeddings: Option<usize>,
     low_freq_factor: Option<f64>,
@@ -129,10 +129,10 @@ impl Reader<'_> {
             intermediate_size: file.intermediate_size,
             num_hidden_layers: file.num_hidden_layers,
             num_attention_heads: heads,
-            num_key_value_heads: file
-                .num_key_value_heads
-                .or(defaults.num_key_value_heads)
-                .unwrap_or(heads),
+            num_key_value_heads: match self.is_absent("num_key_value_heads") {
+                true => defaults.num_key_value_heads.unwrap_or(heads),
+                false => file.num_key_value_heads.unwrap_or(heads), // null: as many as query heads
+            },
             head_dim: head_dim.unwrap_or(file.hidden_size.checked_div(heads).unwrap_or(0)),
             rms_norm_eps: file.rms_norm_eps.unwrap_or(defaults.rms_norm_eps),
             rope_theta,
@@ -149,9 +149,20 @@ impl Reader<'_> {
             experts: self.experts()?,
             tie_word_embeddings: file.tie_word_embeddings.unwrap_or(false),
             initializer_range: file.initializer_range.unwrap_or(0.02),
-            bos_token_id: token_ids(path, "bos_token_id", &file.bos_token_id)?.first().copied(),
-            eos_token_ids: token_ids(path, "eos_token_id", &file.eos_token_id)?,
+            bos_token_id: match self.is_absent("bos_token_id") {
+                true => defaults.bos_and_eos.map(|(bos, _)| bos),
+                false => token_ids(path, "bos_token_id", &file.bos_token_id)?.first().copied(),
+            },
+            eos_token_ids: match self.is_absent("eos_token_id") {
+                true => defaults.bos_and_eos.map(|(_, eos)| eos).into_iter().collect(),
+                false => token_ids(path, "eos_token_id", &file.eos_token_id)?,
+            },
         })
+    }
+
+    /// Whether the file does not have the field; null is something else.
+    fn is_absent(&self, name: &str) -> bool {
+        self.fields.get(name).is_none()
     }
 
     fn check_supported(&self) -> Result<()> {
@@ -163,8 +174,7 @@ impl Reader<'_> {
             let supported = "none: f32, f16 or bf16 weights";
             return Err(Error::unsupported(path, "quantization_config", "of any kind", supported));
         }
-        let rope = self.rope_parameters().and_then(|rope| rope.partial_rotary_factor);
-        if let Some(factor) = rope.or(file.partial_rotary_factor).filter(|factor| *factor != 1.0) {
+        if let Some(factor) = file.partial_rotary_factor.filter(|factor| *factor != 1.0) {
             let found = factor.to_string();
             return Err(Error::unsupported(path, "partial_rotary_factor", found, "1"));
         }
@@ -172,14 +182,30 @@ impl Reader<'_> {
     }
 
     /// As transformers 5 does: the older field wins where a file has both.
-    fn rope_parameters(&self) -> Option<&RopeParameters> {
-        self.file.rope_scaling.as_ref().or(self.file.rope_parameters.as_ref())
+    fn rope_parameters(&self) -> Result<RopeParameters> {
+        let value = self.file.rope_scaling.as_ref().filter(|value| !value.is_null());
+        let value = value.or(self.file.rope_parameters.as_ref()).filter(|value| !value.is_null());
+        let Some(value) = value else { return Ok(RopeParameters::default()) };
+        // Before the fields are looked at, which are others for other types.
+        let kind = value.get("rope_type").or(value.get("type")).and_then(Value::as_str);
+        if let Some(kind) = kind.filter(|kind| !ROPE_TYPES.contains(kind)) {
+            let supported = ROPE_TYPES.join(", ");
+            return Err(Error::unsupported(self.path, "rope_type", kind, supported));
+        }
+        let rope = RopeParameters::deserialize(value).map_err(|source| {
+            let found = format!("an error: {source}");
+            Error::malformed(self.path, "rope_parameters", "the fields of its rope_type", found)
+        })?;
+        if let Some(factor) = rope.partial_rotary_factor.filter(|factor| *factor != 1.0) {
+            let found = factor.to_string();
+            return Err(Error::unsupported(self.path, "partial_rotary_factor", found, "1"));
+        }
+        Ok(rope)
     }
 
     /// theta, and what stretches the frequencies.
     fn rope(&self, longest: usize) -> Result<(f64, RopeScaling)> {
-        let none = RopeParameters::default();
-        let rope = self.rope_parameters().unwrap_or(&none);
+        let rope = self.rope_parameters()?;
         let theta = rope.rope_theta.or(self.file.rope_theta);
         let theta = theta.unwrap_or(self.family.defaults.rope_theta);
         let number = |name: &str, value: Option<f64>| match value {
@@ -190,21 +216,22 @@ impl Reader<'_> {
             }
             None => Err(Error::malformed(self.path, name, "a number for this rope_type", "none")),
         };
-        let factor = || match number("rope factor", rope.factor)? {
+        let at_least_one = |factor| match number("rope factor", factor)? {
             factor if factor >= 1.0 => Ok(factor),
             factor => {
                 let expected = "a number of at least 1";
                 Err(Error::malformed(self.path, "rope factor", expected, factor.to_string()))
             }
         };
+        let factor = || at_least_one(rope.factor);
         let original = self.file.original_max_position_embeddings;
         let original = original.or(rope.original_max_position_embeddings).unwrap_or(longest);
         if original == 0 {
             let name = "original_max_position_embeddings";
             return Err(Error::malformed(self.path, name, "a number above 0", "0"));
         }
-        let scaling = match rope.rope_type.as_deref().unwrap_or("default") {
-            "default" => RopeScaling::None,
+        let kind = rope.rope_type.as_ref().or(rope.r#type.as_ref());
+        let scaling = match kind.map_or("default", String::as_str) {
             "linear" => RopeScaling::Linear { factor: factor()? },
             "dynamic" => RopeScaling::Dynamic { factor: factor()? },
             "llama3" => {
@@ -223,10 +250,8 @@ impl Reader<'_> {
                 }
             }
             "yarn" => {
-                let factor = match rope.factor {
-                    None => longest as f64 / original as f64,
-                    Some(_) => factor()?,
-                };
+                let implied = longest as f64 / original as f64;
+                let factor = at_least_one(rope.factor.or(Some(implied)))?;
                 let mscales = rope.mscale.zip(rope.mscale_all_dim);
                 let mscales = mscales.filter(|(one, other)| *one != 0.0 && *other != 0.0);
                 let attention = rope.attention_factor;
@@ -240,10 +265,7 @@ impl Reader<'_> {
                     truncate: rope.truncate.unwrap_or(true),
                 }
             }
-            other => {
-                let supported = "default, linear, dynamic, llama3, yarn";
-                return Err(Error::unsupported(self.path, "rope_type", other, supported));
-            }
+            _ => RopeScaling::None, // "default": the others were refused
         };
         Ok((theta, scaling))
     }
@@ -320,9 +342,10 @@ impl Reader<'_> {
             let found = per_token.to_string();
             return Err(Error::malformed(self.path, "num_experts_per_tok", expected, found));
         }
-        if count > MOST_EXPERTS {
-            let expected = format!("at most {MOST_EXPERTS}");
-            return Err(Error::malformed(self.path, names.count, expected, count.to_string()));
+        if count.saturating_mul(file.num_hidden_layers) > MOST_EXPERTS {
+            let expected = format!("at most {MOST_EXPERTS} experts in all layers");
+            let found = format!("{count} in each of {}", file.num_hidden_layers);
+            return Err(Error::malformed(self.path, names.count, expected, found));
         }
         let step = file.decoder_sparse_step.unwrap_or(1);
         if step == 0 {
@@ -348,7 +371,8 @@ impl Reader<'_> {
 // tensors cannot fill the memory.
 const LARGEST: usize = 1 << 28;
 const MOST_LAYERS: usize = 10_000;
-const MOST_EXPERTS: usize = 4096;
+const MOST_EXPERTS: usize = 1 << 16;
+const ROPE_TYPES: [&str; 5] = ["default", "linear", "dynamic", "llama3", "yarn"];
 const ANY_COUNT: &str = "num_local_experts";
 const WIDEST_HEAD: usize = 1 << 16;
 
@@ -487,13 +511,17 @@ pub fn config_to_json(config: &DecoderConfig, dtype: WeightDtype) -> Result<Valu
         fields.insert("layer_types".into(), kinds.into());
         fields.insert("max_window_layers".into(), first.unwrap_or(config.num_hidden_layers).into());
     }
-    if let (Some(names), Some(experts)) = (family.experts, &config.experts) {
-        fields.insert(names.count.into(), experts.count.into());
-        fields.insert(names.intermediate_size.into(), experts.intermediate_size.into());
-        fields.insert("num_experts_per_tok".into(), experts.per_token.into());
+    if let Some(names) = family.experts {
+        if let Some(experts) = &config.experts {
+            fields.insert(names.count.into(), experts.count.into());
+            fields.insert(names.intermediate_size.into(), experts.intermediate_size.into());
+            fields.insert("num_experts_per_tok".into(), experts.per_token.into());
+        }
         if !names.always_normalised {
-            let dense = (0..config.num_hidden_layers).filter(|layer| !experts.layers[*layer]);
-            fields.insert("norm_topk_prob".into(), experts.normalised.into());
+            let layers = 0..config.num_hidden_layers;
+            let dense = layers.filter(|layer| config.experts(*layer).is_none());
+            let normalised = config.experts.as_ref().is_some_and(|experts| experts.normalised);
+            fields.insert("norm_topk_prob".into(), normalised.into());
             fields.insert("decoder_sparse_step".into(), 1.into());
             fields.insert("mlp_only_layers".into(), dense.collect::<Vec<_>>().into());
         }
@@ -560,7 +588,9 @@ mod tests {
         let config = read("").unwrap();
         assert_eq!((config.num_key_value_heads, config.head_dim), (6, 2));
         assert_eq!((config.rope_theta, config.rms_norm_eps), (10_000.0, 1e-6));
-        assert!(config.eos_token_ids.is_empty());
+        assert_eq!((config.bos_token_id, &config.eos_token_ids[..]), (Some(1), &[2][..]));
+        let none = read(r#", "eos_token_id": null, "bos_token_id": null"#).unwrap();
+        assert_eq!((none.bos_token_id, none.eos_token_ids), (None, vec![]));
     }
 
     #[test]
@@ -568,6 +598,50 @@ mod tests {
         assert_eq!(read(r#", "rope_theta": 5.0"#).unwrap().rope_theta, 5.0);
         let new = read(r#", "rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}"#);
         assert_eq!(new.unwrap().rope_theta, 7.0);
+    }
+
+    #[test]
+    fn both_names_of_the_type_of_scaling_may_be_there() {
+        let linear = RopeScaling::Linear { factor: 4.0 };
+        for names in [r#""type": "linear""#, r#""rope_type": "linear", "type": "linear""#] {
+            let text = format!(r#", "rope_scaling": {{{names}, "factor": 4.0}}"#);
+            assert_eq!(read(&text).unwrap().rope_scaling, linear);
+        }
+        assert_eq!(read(r#", "rope_scaling": null"#).unwrap().rope_scaling, RopeScaling::None);
+    }
+
+    #[test]
+    fn null_key_heads_are_as_many_as_query_heads() {
+        for family in ["llama", "qwen2", "mistral"] {
+            let folder = tempfile::tempdir().unwrap();
+            let text = LLAMA.replace("llama", family) + r#", "num_key_value_heads": null}"#;
+            fs::write(folder.path().join(CONFIG_FILE), text).unwrap();
+            assert_eq!(read_config(folder.path()).unwrap().num_key_value_heads, 6, "{family}");
+        }
+    }
+
+    #[test]
+    fn switches_that_a_family_cannot_say_are_written_under_another_or_refused() {
+        let config = |family: &str, rest: &str| {
+            let folder = tempfile::tempdir().unwrap();
+            let sizes = r#", "num_key_value_heads": 3"#;
+            let text = LLAMA.replace("llama", family) + sizes + rest + "}";
+            fs::write(folder.path().join(CONFIG_FILE), text).unwrap();
+            read_config(folder.path()).unwrap()
+        };
+        let written = |config: &DecoderConfig| config_to_json(config, WeightDtype::F32);
+        let mut mistral = config("mistral", "");
+        mistral.num_hidden_layers = 2;
+        mistral.sliding_window = Some(SlidingWindow { width: 4, layers: vec![true, false] });
+        assert!(written(&mistral).is_err(), "no family has windows in some layers without biases");
+        let mut mixtral = config("mixtral", "");
+        mixtral.experts.as_mut().unwrap().normalised = false;
+        assert!(written(&mixtral).is_err());
+        let mut dense = config("qwen3_moe", r#", "mlp_only_layers": [0]"#);
+        assert_eq!(written(&dense).unwrap()["model_type"], "qwen3_moe");
+        dense.experts = config("qwen3_moe", "").experts;
+        dense.experts.as_mut().unwrap().layers.clear(); // too short: as if none had any
+        assert_eq!(written(&dense).unwrap()["mlp_only_layers"], json!([0]));
     }
 
     #[test]

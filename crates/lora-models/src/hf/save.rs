@@ -149,8 +149,8 @@ struct Lazy<'a> {
     name: &'a str,
     shape: &'a [usize],
     dtype: WeightDtype,
-    /// The first tensor with a value that the type cannot hold.
-    overflow: &'a RefCell<Option<String>>,
+    /// The first tensor that is not finite in the file, and whether it was before.
+    unfit: &'a RefCell<Option<(String, bool)>>,
 }
 
 impl View for Lazy<'_> {
@@ -167,9 +167,11 @@ impl View for Lazy<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        let values = self.tensors.values(self.name).cast(self.dtype);
+        let original = self.tensors.values(self.name);
+        let was_finite = original.is_finite();
+        let values = original.cast(self.dtype);
         if !values.is_finite() {
-            self.overflow.borrow_mut().get_or_insert_with(|| self.name.to_owned());
+            self.unfit.borrow_mut().get_or_insert_with(|| (self.name.to_owned(), was_finite));
         }
         values.to_le_bytes().into()
     }
@@ -185,24 +187,27 @@ fn write_shard(
     tensors: &NamedTensors<'_>,
     dtype: WeightDtype,
 ) -> Result<()> {
-    let overflow = RefCell::new(None);
+    let unfit = RefCell::new(None);
     let views = shard
         .iter()
-        .map(|(name, shape)| (name, Lazy { tensors, name, shape, dtype, overflow: &overflow }));
+        .map(|(name, shape)| (name, Lazy { tensors, name, shape, dtype, unfit: &unfit }));
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     safetensors::serialize_to_file(views, Some(metadata), path)
         .map_err(std::io::Error::other)
         .and_then(|()| File::open(path)?.sync_all())
         .map_err(|source| Error::io(path, source))?;
-    match overflow.into_inner() {
-        None => Ok(()),
-        Some(name) => Err(ErrorKind::Argument {
-            what: "dtype",
-            expected: format!("a type that holds every value of '{name}'"),
-            found: format!("{}; choose bfloat16 or float32", dtype.torch_name()),
+    let (what, expected, found) = match unfit.into_inner() {
+        None => return Ok(()),
+        Some((name, true)) => (
+            "dtype",
+            format!("a type that holds every value of '{name}'"),
+            format!("{}; choose bfloat16 or float32", dtype.torch_name()),
+        ),
+        Some((name, false)) => {
+            ("model", format!("finite values in '{name}'"), "NaN or infinity".to_owned())
         }
-        .into()),
-    }
+    };
+    Err(ErrorKind::Argument { what, expected, found }.into())
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ pub struct Block {
 
 /// What a block does to each token by itself.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "nearly every block is of the larger one")]
 pub enum FeedForward {
     /// One MLP for all tokens.
     Dense(Mlp),

@@ -303,12 +303,12 @@ mod tests {
 
     #[test]
     fn values_are_rounded_once() {
-        let values = HostValues::from(vec![1.0_f32, 1.0 + 1.0 / 512.0, 3.141_592_7]);
+        let values = HostValues::from(vec![1.0_f32, 1.0 + 1.0 / 512.0, 3.3]);
         let rounded = values.clone().cast(WeightDtype::BF16);
-        assert_eq!(rounded.to_f32(), [1.0, 1.0, 3.140_625]);
-        assert_eq!(rounded.clone().cast(WeightDtype::F16).to_f32(), [1.0, 1.0, 3.140_625]);
+        assert_eq!(rounded.to_f32(), [1.0, 1.0, 3.296_875]);
+        assert_eq!(rounded.clone().cast(WeightDtype::F16).to_f32(), [1.0, 1.0, 3.296_875]);
         assert_eq!(values.clone().cast(WeightDtype::F32), values);
-        assert_eq!(rounded.to_le_bytes(), [0x80, 0x3f, 0x80, 0x3f, 0x49, 0x40]);
+        assert_eq!(rounded.to_le_bytes(), [0x80, 0x3f, 0x80, 0x3f, 0x53, 0x40]);
     }
 
     #[test]

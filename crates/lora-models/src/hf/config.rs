@@ -45,6 +45,8 @@ struct File {
     num_experts_per_tok: Option<usize>,
     norm_topk_prob: Option<bool>,
     decoder_sparse_step: Option<usize>,
+    attention_dropout: Option<f64>,
+    router_jitter_noise: Option<f64>,
     mlp_only_layers: Option<Vec<usize>>,
 }
 
@@ -173,6 +175,15 @@ impl Reader<'_> {
         if file.quantization_config.as_ref().is_some_and(|value| !value.is_null()) {
             let supported = "none: f32, f16 or bf16 weights";
             return Err(Error::unsupported(path, "quantization_config", "of any kind", supported));
+        }
+        // Both act in training only, where their absence would go unnoticed.
+        for (name, value) in [
+            ("attention_dropout", file.attention_dropout),
+            ("router_jitter_noise", file.router_jitter_noise),
+        ] {
+            if let Some(value) = value.filter(|value| *value != 0.0) {
+                return Err(Error::unsupported(path, name, value.to_string(), "0"));
+            }
         }
         if let Some(factor) = file.partial_rotary_factor.filter(|factor| *factor != 1.0) {
             let found = factor.to_string();
@@ -668,6 +679,8 @@ mod tests {
             (r#", "rope_scaling": {"rope_type": "longrope"}"#, "longrope"),
             (r#", "rope_parameters": {"type": "proportional"}"#, "proportional"),
             (r#", "partial_rotary_factor": 0.5"#, "0.5"),
+            (r#", "attention_dropout": 0.1"#, "attention_dropout '0.1'"),
+            (r#", "router_jitter_noise": 0.2"#, "router_jitter_noise '0.2'"),
             (r#", "quantization_config": {"bits": 4}"#, "quantization_config"),
         ] {
             let message = read(rest).unwrap_err().to_string();

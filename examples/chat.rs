@@ -29,7 +29,7 @@ struct Options {
     /// Adapter: a folder in PEFT's format, such as runs/1/adapter; it is on at the start
     #[arg(long, value_name = "FOLDER")]
     adapter: Option<PathBuf>,
-    /// Use the adapter though it was made over other weights, such as another quantisation of them
+    /// Use the adapter though it was made over other weights, such as another quantisation or type of them
     #[arg(long)]
     any_base: bool,
     /// What the model is told about its task

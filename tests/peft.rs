@@ -425,7 +425,7 @@ fn an_adapter_of_other_weights_is_refused_unless_it_is_wanted() {
     let other = || base_with_other("model.layers.1.mlp.up_proj.weight");
     let error = load_adapter(other(), &copy).unwrap_err().to_string();
     let expected = "expected an adapter for this base, found one that was made over other weights \
-                    (another model, or another quantisation of it); to use it all the same, load it \
+                    (another model, or another quantisation or dtype of it); to use it all the same, load it \
                     without checking the base";
     assert!(error.ends_with(expected) && error.contains("copy"), "{error}");
     let options = LoadOptions { check_base: false, ..LoadOptions::default() };

@@ -257,7 +257,7 @@ pub enum ErrorKind {
         problems: Vec<ConfigProblem>,
     },
     /// An adapter's file says that it was made over other weights; nothing was changed.
-    #[error("{path}: expected an adapter for this base, found one that was made over other weights (another model, or another quantisation of it); to use it all the same, load it without checking the base", path = path.display())]
+    #[error("{path}: expected an adapter for this base, found one that was made over other weights (another model, or another quantisation or dtype of it); to use it all the same, load it without checking the base", path = path.display())]
     OtherBase {
         /// The adapter's folder.
         path: PathBuf,

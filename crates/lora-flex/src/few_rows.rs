@@ -7,7 +7,6 @@ use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{DType, Element, TensorData};
 use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
 use crate::FlexTensor;
 
@@ -179,10 +178,11 @@ fn by_rows_of<T: Weight>(x: &[f32], d_input: usize, words: &[u32], line: usize) 
         arch.dispatch(AddRows { x, d_input, first, line, words, sums: &mut sums, phantom });
         sums
     };
-    let sums = match words.len() <= stretch {
-        true => sums((0, words)),
-        false => total(words.par_chunks(stretch).enumerate().map(sums).collect()),
-    };
+    let mut parts = vec![Vec::new(); words.len().div_ceil(stretch)];
+    side_by_side(words.chunks(stretch).enumerate().zip(&mut parts), |(words, part)| {
+        *part = sums(words);
+    });
+    let sums = total(parts);
     let mut output = Vec::with_capacity(sums.len());
     for sums in sums.chunks_exact(T::PER_WORD * line) {
         let (first, second) = sums.split_at(line);
@@ -214,13 +214,7 @@ fn by_columns_of<T: Weight>(x: &[f32], d_input: usize, words: &[u32], line: usiz
     let dots = |(words, output): (&[u32], &mut [f32])| {
         arch.dispatch(Dots { x: &x, line, words, output, phantom: PhantomData::<T> });
     };
-    match words.len() <= stretch {
-        true => dots((words, &mut columns)),
-        false => words
-            .par_chunks(stretch)
-            .zip(columns.par_chunks_mut(stretch / line * rows))
-            .for_each(dots),
-    }
+    side_by_side(words.chunks(stretch).zip(columns.chunks_mut(stretch / line * rows)), dots);
     let row = |row| columns.iter().skip(row).step_by(rows).map(|value| T::round(*value));
     (0..rows).flat_map(row).collect()
 }
@@ -229,6 +223,20 @@ fn by_columns_of<T: Weight>(x: &[f32], d_input: usize, words: &[u32], line: usiz
 fn stretch(words: usize, line: usize) -> usize {
     let threads = rayon::current_num_threads();
     words.div_ceil(threads).max(STRETCH).div_ceil(line) * line
+}
+
+/// Does the first part on this thread, and the others on those of the pool meanwhile. (A parallel iterator
+/// would put this thread to sleep, and it is woken as often as there are products.)
+fn side_by_side<T: Send>(parts: impl Iterator<Item = T>, work: impl Fn(T) + Sync) {
+    let work = &work;
+    rayon::in_place_scope(|scope| {
+        let mut parts = parts;
+        let first = parts.next();
+        for part in parts {
+            scope.spawn(move |_| work(part));
+        }
+        first.into_iter().for_each(work);
+    });
 }
 
 fn total(parts: Vec<Vec<f32>>) -> Vec<f32> {

@@ -81,7 +81,7 @@ fuzz_target!(init: seeds(inputs), |data: &[u8]| {
             }
             for name in WeightSource::names(&file) {
                 if let Ok(tensor) = WeightSource::read(&file, &name) {
-                    assert_eq!(tensor.data.len(), tensor.shape.iter().product::<usize>());
+                    assert_eq!(tensor.values.len(), tensor.shape.iter().product::<usize>());
                 }
             }
         }

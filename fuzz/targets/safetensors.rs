@@ -21,7 +21,7 @@ fuzz_target!(init: seeds(inputs), |data: &[u8]| {
         let Ok(file) = SafetensorsFile::open(folder.join("model.safetensors")) else { return };
         for name in file.names() {
             if let Ok(tensor) = file.read(&name) {
-                assert_eq!(tensor.data.len(), tensor.shape.iter().product::<usize>());
+                assert_eq!(tensor.values.len(), tensor.shape.iter().product::<usize>());
             }
         }
     });

@@ -704,10 +704,15 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_again() {
-        let config = read(r#", "eos_token_id": [2, 5], "tie_word_embeddings": true"#).unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let json = config_to_json(&config, WeightDtype::F32).unwrap().to_string();
-        fs::write(folder.path().join(CONFIG_FILE), json).unwrap();
-        assert_eq!(read_config(folder.path()).unwrap(), config);
+        // Numbers to the last bit: a reader of JSON may take a shorter way that misses it.
+        for eps in ["1e-45", "1.2345678901234567e-5", "0.1"] {
+            let rest = r#", "eos_token_id": [2, 5], "tie_word_embeddings": true"#;
+            let config = read(&format!(r#"{rest}, "rms_norm_eps": {eps}"#)).unwrap();
+            assert_eq!(config.rms_norm_eps, eps.parse::<f64>().unwrap());
+            let folder = tempfile::tempdir().unwrap();
+            let json = config_to_json(&config, WeightDtype::F32).unwrap().to_string();
+            fs::write(folder.path().join(CONFIG_FILE), json).unwrap();
+            assert_eq!(read_config(folder.path()).unwrap(), config);
+        }
     }
 }

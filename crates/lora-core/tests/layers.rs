@@ -374,8 +374,7 @@ proptest! {
     fn dora_equals_its_definition(
         batch in 1usize..20, d_input in 2usize..12, d_output in 2usize..40, seed in 0u64..1000,
     ) {
-        // Ours sums three terms for a norm, which can be smaller than each of them.
-        for (dtype, tolerance) in [(DType::F64, 1e-11), (DType::F32, 1e-5)] {
+        for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 2.0 * TOLERANCE)] {
             let layer = Linear {
                 weight: param([d_input, d_output], seed, dtype),
                 bias: Some(param([d_output], seed + 1, dtype)),
@@ -391,9 +390,16 @@ proptest! {
             let norms = whole.clone().square().sum_dim(0).sqrt();
             let m = adapter.magnitude.as_ref().unwrap().val().unsqueeze::<2>();
             let bias = layer.bias.as_ref().unwrap().val().unsqueeze::<2>();
+            // Ours sums three terms for the square of a norm; where it is smaller than they are, their
+            // rounding counts for so much more.
+            let update = adapter.lora_a.val().matmul(adapter.lora_b.val()) * 1.5;
+            let cross = (layer.weight.val() * update.clone()).sum_dim(0).abs() * 2.0;
+            let terms = layer.weight.val().square().sum_dim(0) + cross + update.square().sum_dim(0);
+            let cancelled = (terms / norms.clone().square()).max().into_scalar::<f64>();
             let expected = x.clone().matmul(whole * (m / norms)) + bias;
             let apart = apart(adapted.forward(x), expected);
-            prop_assert!(apart <= tolerance, "{dtype:?} {apart:e}");
+            let bound = tolerance * cancelled.max(1.0);
+            prop_assert!(apart <= bound, "{dtype:?} {apart:e}, terms {cancelled} times the square");
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::frozen::LayerKind;
 use crate::layer::{AdaptableLayer, Adaptation, Rounding};
 use crate::visit::VisitLora;
 
-/// What [`merge`] did. Prints as one line, and another where a tie was parted.
+/// What [`merge`] did. Prints as one line, and others where a tie was parted or files were left out.
 ///
 /// ```text
 /// merged 169 layers (168 linear, 1 embedding); rounding lost at most 0.31 % of an update, in lm_head
@@ -20,6 +20,9 @@ pub struct MergeReport {
     /// The embedding that was merged while the output, which shares its weight, keeps the frozen one.
     /// A model that is written out needs a head of its own then.
     pub parted: Option<String>,
+    /// Of [`merge_checkpoint`](crate::merge_checkpoint): the names of those files of the base that hold weights,
+    /// by their endings, and are none of the model's own; they were not copied.
+    pub left_out: Vec<String>,
 }
 
 impl fmt::Display for MergeReport {
@@ -49,6 +52,10 @@ impl fmt::Display for MergeReport {
                 f,
                 "\nthe output keeps the frozen weight of {embedding}: the two are tied no more"
             )?;
+        }
+        if !self.left_out.is_empty() {
+            let files = self.left_out.join(", ");
+            write!(f, "\nnot copied, being weights that are not merged: {files}")?;
         }
         Ok(())
     }

@@ -22,6 +22,24 @@ fn sentence<T>(result: Result<T>) -> String {
 /// Of a checkpoint or an adapter: name, shape, values in f32.
 type Named<'a> = (&'a str, &'a [usize], Vec<f32>);
 
+/// A file of these tensors, and its folder.
+fn write(path: &Path, tensors: &[Named], dtype: Dtype) {
+    let bytes: Vec<Vec<u8>> = tensors
+        .iter()
+        .map(|(_, _, values)| match dtype {
+            Dtype::F16 => {
+                values.iter().flat_map(|value| half::f16::from_f32(*value).to_le_bytes()).collect()
+            }
+            _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        })
+        .collect();
+    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
+        (*name, TensorView::new(dtype, shape.to_vec(), bytes).unwrap())
+    });
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
 /// What comes of an adapter over a checkpoint of this dtype.
 fn merged(config: Value, adapter: &[Named], base: &[Named], dtype: Dtype) -> Result<MergeReport> {
     merged_as(&MergeOptions::default(), config, adapter, base, dtype).map(|(report, _)| report)
@@ -38,24 +56,6 @@ fn merged_as(
     let temp = tempfile::tempdir().unwrap();
     let [base_folder, adapter_folder, output] =
         ["base", "adapter", "output"].map(|name| temp.path().join(name));
-    let write = |path: &Path, tensors: &[Named], dtype: Dtype| {
-        let bytes: Vec<Vec<u8>> = tensors
-            .iter()
-            .map(|(_, _, values)| match dtype {
-                Dtype::F16 => values
-                    .iter()
-                    .flat_map(|value| half::f16::from_f32(*value).to_le_bytes())
-                    .collect(),
-                _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-            })
-            .collect();
-        let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
-            (*name, TensorView::new(dtype, shape.to_vec(), bytes).unwrap())
-        });
-        fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
-    };
-    fs::create_dir(&base_folder).unwrap();
-    fs::create_dir(&adapter_folder).unwrap();
     write(&base_folder.join("model.safetensors"), base, dtype);
     fs::write(base_folder.join("config.json"), r#"{"tie_word_embeddings": true}"#).unwrap();
     write(&adapter_folder.join("adapter_model.safetensors"), adapter, Dtype::F32);
@@ -252,5 +252,67 @@ fn a_weight_without_values_is_refused() {
             Dtype::F32,
         ));
         assert!(error.contains("no layer has the shape"), "{error}");
+    }
+}
+
+/// Whoever opens the new folder must not find the old weights in it under another name.
+#[test]
+fn weights_beside_those_of_the_model_are_left_out_and_named() {
+    const INDEX: &str = "model.safetensors.index.json";
+    let temp = tempfile::tempdir().unwrap();
+    let [base, adapter] = ["base", "adapter"].map(|name| temp.path().join(name));
+    write(&adapter.join("adapter_model.safetensors"), &factors(), Dtype::F32);
+    fs::write(adapter.join("adapter_config.json"), config(json!({})).to_string()).unwrap();
+    for name in ["consolidated.safetensors", "model.safetensors"] {
+        write(&base.join(name), &[q()], Dtype::F32);
+    }
+    let mut left = vec!["consolidated.safetensors", "flax_model.msgpack", "model.GGUF"];
+    left.extend(["pytorch_model.bin", "pytorch_model.bin.index.json"]);
+    let mut kept = vec!["bin", "config.json", "model.safetensors", "tokenizer.model"];
+    for name in left.iter().chain(&kept) {
+        if !base.join(name).exists() {
+            fs::write(base.join(name), "{}").unwrap();
+        }
+    }
+    let merge = |name: &str| {
+        let output = temp.path().join(name);
+        let report = merge_checkpoint(&base, &adapter, &output, &Device::flex())?;
+        let entries = fs::read_dir(&output).unwrap();
+        let mut found: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        found.sort();
+        Ok::<_, Error>((report, found))
+    };
+
+    let (report, found) = merge("single").unwrap();
+    assert_eq!(report.left_out, left);
+    assert!(report.to_string().ends_with(&left.join(", ")), "{report}");
+    assert_eq!(found, kept);
+
+    // Beside an index, whatever it does not name.
+    fs::rename(base.join("model.safetensors"), base.join("first.safetensors")).unwrap();
+    fs::write(base.join(INDEX), r#"{"weight_map": {"q.weight": "first.safetensors"}}"#).unwrap();
+    kept[2] = "first.safetensors";
+    kept.insert(3, INDEX);
+    let (report, found) = merge("shards").unwrap();
+    assert_eq!(
+        (report.left_out, found.len()),
+        (left.iter().map(|name| name.to_string()).collect(), 5)
+    );
+    assert_eq!(found, kept);
+
+    for (index, expected) in [
+        (r#"{"weight_map": {"q.weight": "second.safetensors"}}"#, "found \"second.safetensors\""),
+        (
+            r#"{"weight_map": {"q.weight": "../base/first.safetensors"}}"#,
+            "beside the index, found \"../",
+        ),
+        (r#"{"weight_map": {}}"#, "a file that ends with .safetensors"),
+        ("[]", "weight_map: expected an object"),
+    ] {
+        fs::write(base.join(INDEX), index).unwrap();
+        let error = sentence(merge("none"));
+        assert!(error.contains(expected), "{error}");
+        assert!(!temp.path().join("none").exists());
     }
 }

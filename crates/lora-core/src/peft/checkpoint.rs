@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, Metadata};
+use serde_json::Value;
 
 use super::config::{read_config, read_fields};
 use super::fingerprint::{Sample, of_samples};
@@ -28,7 +29,9 @@ use crate::target::{TargetModules, is_named};
 /// each computed in f32 and rounded once to its own dtype.
 ///
 /// One tensor is held at a time (with its f32 copy and the update), never the model: a checkpoint that
-/// does not fit into memory can be merged. Files that hold no tensors (configs, tokenizer) are copied.
+/// does not fit into memory can be merged. Files that hold no tensors (configs, tokenizer) are copied;
+/// weights that are none of the model's (those in another format, those that an index or a
+/// `model.safetensors` stands beside), which would stay the base's, are left out and named in the report.
 ///
 /// # Errors
 /// When a file cannot be read or is damaged; when the adapter has a tensor for which the checkpoint has
@@ -87,7 +90,7 @@ pub fn merge_checkpoint_with(
     let bytes = read_weights(adapter)?;
     let (tensors, made_over) = parse_weights(adapter, &bytes)?;
 
-    let (shards, others) = list(base)?;
+    let Files { shards, others, left_out } = Files::of(base)?;
     let shards = shards.into_iter().map(Shard::open).collect::<Result<Vec<_>>>()?;
     let plan = Plan::new(adapter, &config, &tensors, &shards)?;
     if let (Some(made_over), true) = (made_over, options.check_base)
@@ -103,7 +106,7 @@ pub fn merge_checkpoint_with(
         ));
     }
 
-    let mut report = MergeReport::default();
+    let mut report = MergeReport { left_out, ..MergeReport::default() };
     write_folder_with::<Error>(output.as_ref(), |folder| {
         for other in &others {
             let copy = folder.join(other.file_name().unwrap_or_default());
@@ -122,7 +125,7 @@ pub fn merge_checkpoint_with(
 fn refuse_other_order(adapter: &Path) -> Result<()> {
     let (path, fields) = read_fields(adapter)?;
     match fields.get("fan_in_fan_out") {
-        Some(serde_json::Value::Bool(true)) => {
+        Some(Value::Bool(true)) => {
             let expected = "false, for weights in the order [d_output, d_input]";
             let found = "true; load the model and merge it";
             Err(Error::malformed(&path, "fan_in_fan_out", expected, found))
@@ -131,24 +134,94 @@ fn refuse_other_order(adapter: &Path) -> Result<()> {
     }
 }
 
-/// The checkpoint's weight files, and its other files.
-fn list(base: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
-    let entries = fs::read_dir(base).map_err(|source| Error::io(base, source))?;
-    let mut files = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(|source| Error::io(base, source))?.path();
-        if path.is_file() {
-            files.push(path);
+const MODEL_FILE: &str = "model.safetensors";
+const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// How the names of weights in other formats end: torch's, TensorFlow's and Flax's, numpy's, ONNX, GGUF.
+const OTHER_WEIGHTS: [&str; 11] =
+    ["bin", "pt", "pth", "ckpt", "h5", "msgpack", "npz", "onnx", "onnx_data", "gguf", "ggml"];
+
+/// Whether a file holds weights, or lists those that do, but is none of the model's shards.
+fn is_other_weights(name: &str) -> bool {
+    let list = name.strip_suffix(".index.json");
+    let Some(end) = Path::new(list.unwrap_or(name)).extension().and_then(|end| end.to_str()) else {
+        return false;
+    };
+    let is = |other: &str| end.eq_ignore_ascii_case(other);
+    is("safetensors") && name != INDEX_FILE || OTHER_WEIGHTS.into_iter().any(is)
+}
+
+/// What a checkpoint's folder holds: the weights, what is copied, and the names of what must not be.
+#[derive(Default)]
+struct Files {
+    shards: Vec<PathBuf>,
+    others: Vec<PathBuf>,
+    left_out: Vec<String>,
+}
+
+impl Files {
+    fn of(base: &Path) -> Result<Self> {
+        let entries = fs::read_dir(base).map_err(|source| Error::io(base, source))?;
+        let mut paths = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(|source| Error::io(base, source))?.path();
+            if path.is_file() {
+                paths.push(path);
+            }
+        }
+        paths.sort();
+        let listed = shards_of(base)?;
+        let mut files = Self::default();
+        for path in paths {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let is_shard = match &listed {
+                Some(listed) => listed.contains(&name),
+                None => name.ends_with(".safetensors"),
+            };
+            if is_shard {
+                files.shards.push(path);
+            } else if is_other_weights(&name) {
+                files.left_out.push(name);
+            } else {
+                files.others.push(path);
+            }
+        }
+        if files.shards.is_empty() {
+            let (expected, found) = ("a file that ends with .safetensors", "none");
+            return Err(Error::malformed(base, "the folder", expected, found));
+        }
+        Ok(files)
+    }
+}
+
+/// The names of the model's weight files, as its index lists them; nothing where any file may be one.
+fn shards_of(base: &Path) -> Result<Option<BTreeSet<String>>> {
+    let index = base.join(INDEX_FILE);
+    if !index.exists() {
+        let single = base.join(MODEL_FILE).exists();
+        return Ok(single.then(|| BTreeSet::from([MODEL_FILE.to_owned()])));
+    }
+    let text = fs::read_to_string(&index).map_err(|source| Error::io(&index, source))?;
+    let malformed = |place: &str, expected: &str, found: String| {
+        Error::malformed(&index, place, expected, found)
+    };
+    let list: Value = serde_json::from_str(&text)
+        .map_err(|source| malformed("the file", "a JSON object", format!("an error: {source}")))?;
+    let expected = "an object, from tensors to the names of files beside the index";
+    let map = list.get("weight_map").and_then(Value::as_object).ok_or_else(|| {
+        let found = list.get("weight_map").map_or("nothing".to_owned(), Value::to_string);
+        malformed("weight_map", expected, found)
+    })?;
+    let mut names = BTreeSet::new();
+    for file in map.values() {
+        match file.as_str() {
+            Some(name) if !name.contains(['/', '\\']) && base.join(name).is_file() => {
+                names.insert(name.to_owned());
+            }
+            _ => return Err(malformed("weight_map", expected, file.to_string())),
         }
     }
-    files.sort();
-    let is_shard = |path: &PathBuf| path.extension().is_some_and(|name| name == "safetensors");
-    let (shards, others): (Vec<_>, Vec<_>) = files.into_iter().partition(is_shard);
-    if shards.is_empty() {
-        let (expected, found) = ("a file that ends with .safetensors", "none");
-        return Err(Error::malformed(base, "the folder", expected, found));
-    }
-    Ok((shards, others))
+    Ok(Some(names))
 }
 
 /// One weight file: its header, and where its tensors are.

@@ -8,10 +8,11 @@
 //! ```
 //!
 //! The first table is divan's: one layer after the other. Times on a shared machine wander by more
-//! than an adapter costs, so the second table measures the layers in turn and compares each with the
-//! frozen layer of the same rounds, once by the clock (the fastest round, the median) and once by the
-//! median processor time of all threads, which other programs disturb least. With
-//! `RAYON_NUM_THREADS=1` the latter is the work alone.
+//! than an adapter costs, so the second table measures each layer next to the one that it is compared
+//! with, by turns before and behind it: the frozen layer, or for DoRA LoRA of the same rank. It gives the
+//! ratio of the two fastest times, the median ratio of neighbours, and that of their processor times (of
+//! all threads), which other programs disturb least. With `RAYON_NUM_THREADS=1` the latter is the work
+//! alone.
 
 use std::fmt;
 use std::time::Instant;
@@ -183,58 +184,93 @@ fn forward_backward(bencher: Bencher, case: Case) {
 
 /// The second table.
 fn ratios() {
-    println!("\nTime beyond the frozen layer's: {ROUNDS} rounds of all the layers in turn");
+    println!("\nTime beyond the other layer's, next to which each is measured {ROUNDS} times");
     for pass in [Pass::Forward, Pass::ForwardBackward] {
-        println!("\n{pass:<40} fastest   median  processor");
+        println!("\n{pass:<40} over         fastest   median  processor");
         for group in groups(pass) {
             let base = group.base();
             let _ = base.weight.val(); // one weight for all the layers
             let cases: Vec<_> = adapters().map(|adapter| Case { adapter, ..group }).collect();
             let steps: Vec<_> = cases.iter().map(|case| case.step(base.clone())).collect();
-            let times = in_turn(&steps);
-            for (case, time) in cases.iter().zip(&times) {
+            // Where the layer stands with which each is compared.
+            let others: Vec<usize> = cases
+                .iter()
+                .map(|case| match case.adapter {
+                    Some((Adapter::Dora, rank)) => {
+                        let lora = |case: &Case| case.adapter == Some((Adapter::Lora, rank));
+                        cases.iter().position(lora).unwrap_or(0)
+                    }
+                    _ => 0,
+                })
+                .collect();
+            let pairs = in_pairs(&steps, &others);
+            for ((case, other), pairs) in cases.iter().zip(&others).zip(&pairs) {
                 let name = case.to_string();
                 if case.adapter.is_none() {
-                    let [fastest, median, processor] = time;
-                    println!("{name:<40} {fastest:>7.1}  {median:>7.1}  {processor:>9.1} ms");
-                } else {
-                    let [fastest, median, processor] =
-                        [0, 1, 2].map(|i| 100.0 * (time[i] / times[0][i] - 1.0));
-                    println!("{name:<40} {fastest:>+7.1}  {median:>+7.1}  {processor:>+9.1} %");
+                    let times: Vec<f64> = pairs.iter().map(|pair| pair.clock[0] * 1e3).collect();
+                    let (fastest, median) = (fastest(&times), median(times));
+                    println!("{name:<40} {:<10} {fastest:>9.1}  {median:>7.1}             ms", "");
+                    continue;
                 }
+                let [own, its]: [Vec<f64>; 2] =
+                    [0, 1].map(|i| pairs.iter().map(|pair| pair.clock[i]).collect());
+                let of = |ratio: fn(&Pair) -> f64| median(pairs.iter().map(ratio).collect());
+                let [fastest, median, processor] = [
+                    fastest(&own) / fastest(&its),
+                    of(|pair| pair.clock[0] / pair.clock[1]),
+                    of(|pair| pair.processor[0] / pair.processor[1]),
+                ]
+                .map(|ratio| 100.0 * (ratio - 1.0));
+                let over = cases[*other]
+                    .adapter
+                    .map_or("frozen".to_owned(), |(adapter, _)| adapter.to_string());
+                println!(
+                    "{name:<40} {over:<10} {fastest:>+9.1}  {median:>+7.1}  {processor:>+9.1} %"
+                );
             }
         }
     }
 }
 
-/// For each step its fastest time, its median time and its median processor time, in ms.
-fn in_turn(steps: &[Box<dyn Fn()>]) -> Vec<[f64; 3]> {
-    let mut clock = vec![Vec::new(); steps.len()];
-    let mut processor = clock.clone();
+/// Seconds of a step, and of the other one next to it.
+struct Pair {
+    clock: [f64; 2],
+    processor: [f64; 2],
+}
+
+/// The times of each step next to the one of which `others` has the place.
+fn in_pairs(steps: &[Box<dyn Fn()>], others: &[usize]) -> Vec<Vec<Pair>> {
+    let timed = |step: &dyn Fn()| {
+        let start = (Instant::now(), ProcessTime::now());
+        step();
+        (start.0.elapsed().as_secs_f64(), start.1.elapsed().as_secs_f64())
+    };
     for step in steps {
         step(); // warm-up
     }
+    let mut pairs: Vec<Vec<Pair>> = steps.iter().map(|_| Vec::new()).collect();
     for round in 0..ROUNDS {
-        for turn in 0..steps.len() {
-            // Forwards and backwards, each time from another start: none is always first, or always
-            // follows the same one.
-            let place = if round % 2 == 0 { turn } else { steps.len() - 1 - turn };
-            let i = (round + place) % steps.len();
-            let start = (Instant::now(), ProcessTime::now());
-            steps[i]();
-            clock[i].push(start.0.elapsed().as_secs_f64() * 1e3);
-            processor[i].push(start.1.elapsed().as_secs_f64() * 1e3);
+        for (i, &other) in others.iter().enumerate() {
+            let (own, its);
+            if round % 2 == 0 {
+                (own, its) = (timed(&steps[i]), timed(&steps[other]));
+            } else {
+                let first = timed(&steps[other]);
+                (own, its) = (timed(&steps[i]), first);
+            }
+            pairs[i].push(Pair { clock: [own.0, its.0], processor: [own.1, its.1] });
         }
     }
-    clock
-        .into_iter()
-        .zip(processor)
-        .map(|(mut clock, mut processor)| {
-            clock.sort_by(f64::total_cmp);
-            processor.sort_by(f64::total_cmp);
-            [clock[0], clock[ROUNDS / 2], processor[ROUNDS / 2]]
-        })
-        .collect()
+    pairs
+}
+
+fn fastest(times: &[f64]) -> f64 {
+    times.iter().copied().fold(f64::INFINITY, f64::min)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 fn main() {

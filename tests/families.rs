@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Device, Gradients, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Gradients, Int, Tensor, TensorData};
 use lora_core::{Init, LoraConfig, TargetModules, VisitLora, inject, merge};
 use lora_models::{
     Decoder, DecoderConfig, KvCache, Packing, RopeScaling, Sampling, SaveOptions, WeightDtype,
@@ -97,6 +97,29 @@ fn a_cache_changes_nothing_whatever_the_pieces() {
             assert_eq!(cache.seen(), 24);
             let apart = largest_difference(&host(Tensor::cat(parts, 1)), &host(whole.clone()));
             assert!(apart <= 2e-6, "{}, capacity {capacity}: {apart:e}", name(&folder));
+        }
+    }
+}
+
+/// With gradients a decoder runs on Burn's operations, without them on Flex's kernels too.
+#[test]
+fn kernels_give_what_burns_operations_give() {
+    for (dtype, bound) in [(WeightDtype::F32, 2e-6), (WeightDtype::BF16, 6e-2)] {
+        for folder in families() {
+            let run = |device: &Device| {
+                let decoder = load(&folder, dtype, device);
+                let ids = ids(&folder, device);
+                let mut cache = KvCache::new();
+                let pieces = [(0, 20), (20, 1), (21, 1)].map(|(start, length)| {
+                    let piece = ids.clone().narrow(1, start, length);
+                    decoder.hidden_states(piece, Some(&mut cache)).inner()
+                });
+                host(Tensor::cat(pieces.to_vec(), 1).cast(DType::F32))
+            };
+            let (plain, composed) = (run(&Device::flex()), run(&Device::flex().autodiff()));
+            let apart = largest_difference(&plain, &composed);
+            println!("{:<22} {dtype:?} {apart:.2e}", name(&folder));
+            assert!(apart <= bound, "{}: {apart:e}", name(&folder));
         }
     }
 }

@@ -4,11 +4,12 @@ use std::marker::PhantomData;
 
 use burn::backend::Flex;
 use burn::backend::ops::FloatTensorOps;
-use burn::tensor::{DType, Element, TensorData};
+use burn::tensor::DType;
 use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
 
-use crate::FlexTensor;
+use crate::weight::{Weight, by_dtype, tensor_of, words_of};
+use crate::{FlexTensor, crew};
 
 /// x · W for an x with few rows.
 ///
@@ -44,199 +45,163 @@ const BLOCK: usize = 8;
 /// Vectors of a dot product that are worked on side by side, enough to hide how long one addition takes.
 const UNROLLED: usize = 4;
 
-/// Words of W in one thread's stretch, at least: to read so many takes several times as long as to wake a
-/// thread.
-const STRETCH: usize = 1 << 15;
+/// Words of W in one thread's stretch, at least: to read so many takes longer than to hand them over.
+const STRETCH: usize = 1 << 14;
+
+/// And about at most, so that no thread waits long for the last part of another.
+const LONGEST_STRETCH: usize = 1 << 17;
 
 fn dims(tensor: &FlexTensor) -> [usize; 2] {
     let shape = tensor.layout().shape();
     [shape[0], shape[1]]
 }
 
-/// A type of weights, as the kernels read it: in words of one f32 or of two halves.
-///
-/// A vector of words becomes two vectors of f32, of the first and of the second value in each word, so that
-/// nothing has to be moved between lanes; an f32 word has no second. Outputs and x are in the same
-/// order meanwhile, first values before second ones.
-trait Weight: Element + Copy + Send + Sync + bytemuck::Pod {
-    /// 1 or 2.
-    const PER_WORD: usize;
-
-    fn widen(self) -> f32;
-    fn round(value: f32) -> Self;
-    fn split<S: Simd>(simd: S, words: S::u32s) -> [S::f32s; 2];
-}
-
-impl Weight for f32 {
-    const PER_WORD: usize = 1;
-
-    fn widen(self) -> f32 {
-        self
-    }
-
-    fn round(value: f32) -> Self {
-        value
-    }
-
-    #[inline(always)]
-    fn split<S: Simd>(simd: S, words: S::u32s) -> [S::f32s; 2] {
-        [simd.transmute_f32s_u32s(words), simd.splat_f32s(0.0)]
-    }
-}
-
-impl Weight for bf16 {
-    const PER_WORD: usize = 2;
-
-    fn widen(self) -> f32 {
-        self.to_f32()
-    }
-
-    fn round(value: f32) -> Self {
-        Self::from_f32(value)
-    }
-
-    /// bf16 is the upper half of an f32.
-    #[inline(always)]
-    fn split<S: Simd>(simd: S, words: S::u32s) -> [S::f32s; 2] {
-        let first = simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(16));
-        let second = simd.and_u32s(words, simd.splat_u32s(0xffff_0000));
-        [simd.transmute_f32s_u32s(first), simd.transmute_f32s_u32s(second)]
-    }
-}
-
-impl Weight for f16 {
-    const PER_WORD: usize = 2;
-
-    fn widen(self) -> f32 {
-        self.to_f32()
-    }
-
-    fn round(value: f32) -> Self {
-        Self::from_f32(value)
-    }
-
-    #[inline(always)]
-    fn split<S: Simd>(simd: S, words: S::u32s) -> [S::f32s; 2] {
-        let second = simd.wrapping_dyn_shr_u32s(words, simd.splat_u32s(16));
-        [widened_halves(simd, words), widened_halves(simd, second)]
-    }
-}
-
-/// The f16 in the lower half of each word.
-#[inline(always)]
-fn widened_halves<S: Simd>(simd: S, words: S::u32s) -> S::f32s {
-    let masked = |mask| simd.and_u32s(words, simd.splat_u32s(mask));
-    let shifted = |words, by| simd.wrapping_dyn_shl_u32s(words, simd.splat_u32s(by));
-    let magnitude = simd.transmute_f32s_u32s(shifted(masked(0x7fff), 13));
-    // 2^112 moves the exponent from f16's place to f32's, and makes normal numbers of the subnormal.
-    let scaled = simd.mul_f32s(magnitude, simd.splat_f32s(f32::from_bits(0x7780_0000)));
-    // The largest exponent stands for infinity and NaN, here as there.
-    let exponent = simd.splat_u32s(0x7c00);
-    let is_special = simd.equal_u32s(masked(0x7c00), exponent);
-    let special = simd.select_u32s(is_special, simd.splat_u32s(0x7f80_0000), simd.splat_u32s(0));
-    let sign = shifted(masked(0x8000), 16);
-    let bits = simd.or_u32s(simd.transmute_u32s_f32s(scaled), simd.or_u32s(special, sign));
-    simd.transmute_f32s_u32s(bits)
-}
-
 /// `None` for tensors of another form, or without values.
 fn multiply<T: Weight>(x: &FlexTensor, weight: &FlexTensor) -> Option<FlexTensor> {
-    let ([rows, d_input], [_, d_output]) = (dims(x), dims(weight));
+    let sums = sums::<T>(&rows_of::<T>(x), weight)?;
+    let output: Vec<T> = sums.into_iter().map(T::round).collect();
+    Some(tensor_of(output, [dims(x)[0], dims(weight)[1]]))
+}
+
+/// y + left · right for few rows, rounded once; `None` for many rows and tensors of another form.
+pub(crate) fn add_product_of_few_rows(
+    y: &FlexTensor,
+    left: &FlexTensor,
+    right: &FlexTensor,
+) -> Option<FlexTensor> {
+    let few =
+        dims(left)[0] <= if y.dtype() == DType::F32 { MOST_ROWS } else { MOST_ROWS_OF_HALVES };
+    let same = left.dtype() == y.dtype() && right.dtype() == y.dtype();
+    let fits = dims(left)[1] == dims(right)[0] && dims(y) == [dims(left)[0], dims(right)[1]];
+    if !few || !same || !fits {
+        return None;
+    }
+    by_dtype!(y.dtype(), add_product(y, left, right))
+}
+
+fn add_product<T: Weight>(
+    y: &FlexTensor,
+    left: &FlexTensor,
+    right: &FlexTensor,
+) -> Option<FlexTensor> {
+    let sums = sums::<T>(&rows_of::<T>(left), right)?;
+    let output = rows_of::<T>(y).into_iter().zip(sums).map(|(y, sum)| T::round(y + sum)).collect();
+    Some(tensor_of::<T>(output, dims(y)))
+}
+
+/// A tensor's values in f32, row by row.
+fn rows_of<T: Weight>(x: &FlexTensor) -> Vec<f32> {
+    let x = x.to_contiguous();
+    let layout = x.layout();
+    let values = &x.storage::<T>()[layout.start_offset()..][..layout.num_elements()];
+    values.iter().map(|value| value.widen()).collect()
+}
+
+/// x · W in f32, `[rows, d_output]`, from x `[rows, d_input]`; `None` for a weight with gaps or whose lines
+/// are no whole words, and without values.
+fn sums<T: Weight>(x: &[f32], weight: &FlexTensor) -> Option<Vec<f32>> {
+    let [d_input, d_output] = dims(weight);
     let strides = weight.layout().strides();
     let by_rows = strides == [d_output as isize, 1];
     // A line is what lies together in memory: a row of W, or a column.
     let line = if by_rows { d_output } else { d_input };
     let fits = by_rows || strides == [1, d_input as isize];
-    if !fits || rows * d_input * d_output == 0 || !line.is_multiple_of(T::PER_WORD) {
+    if !fits || x.len() * d_output == 0 || !line.is_multiple_of(T::PER_WORD) {
         return None;
     }
-    let start = weight.layout().start_offset();
-    let values = weight.storage::<T>().get(start..)?.get(..d_input * d_output)?;
-    let words: &[u32] = bytemuck::try_cast_slice(values).ok()?; // fails where a view begins within a word
+    words_of::<T>(weight)?;
     let line = line / T::PER_WORD;
-
-    let x = x.to_contiguous();
-    let first = x.layout().start_offset();
-    let x: Vec<f32> =
-        x.storage::<T>()[first..first + rows * d_input].iter().map(|value| value.widen()).collect();
-    let output = match by_rows {
-        true => by_rows_of::<T>(&x, d_input, words, line),
-        false => by_columns_of::<T>(&x, d_input, words, line),
-    };
-    let data = TensorData::new(output, [rows, d_output]);
-    Some(Flex::float_from_data(data, &Default::default()))
+    Some(match by_rows {
+        true => by_rows_of::<T>(x.to_vec(), weight.clone(), line),
+        false => by_columns_of::<T>(x, weight.clone(), line),
+    })
 }
 
 /// x · W from the rows of W, each thread its own, whose sums are added up.
-fn by_rows_of<T: Weight>(x: &[f32], d_input: usize, words: &[u32], line: usize) -> Vec<T> {
+fn by_rows_of<T: Weight>(x: Vec<f32>, weight: FlexTensor, line: usize) -> Vec<f32> {
+    let [d_input, _] = dims(&weight);
     let rows = x.len() / d_input;
-    let arch = Arch::new();
-    let stretch = stretch(words.len(), line);
-    let sums = |(at, words): (usize, &[u32])| {
+    let stretches = Stretches::of(d_input, line);
+    let parts = crew::share(stretches.parts, move |part| {
+        let words = words_of::<T>(&weight).unwrap_or_default();
+        let words = stretches.nth(words, line, part);
         let mut sums = vec![0.0; rows * T::PER_WORD * line]; // [rows, PER_WORD, line]
-        let (first, phantom) = (at * (stretch / line), PhantomData::<T>);
-        arch.dispatch(AddRows { x, d_input, first, line, words, sums: &mut sums, phantom });
+        let (first, x, phantom) = (part * stretches.lines, &x[..], PhantomData::<T>);
+        let work = AddRows { x, d_input, first, line, words, sums: &mut sums, phantom };
+        Arch::new().dispatch(work);
         sums
-    };
-    let mut parts = vec![Vec::new(); words.len().div_ceil(stretch)];
-    side_by_side(words.chunks(stretch).enumerate().zip(&mut parts), |(words, part)| {
-        *part = sums(words);
     });
-    let sums = total(parts);
-    let mut output = Vec::with_capacity(sums.len());
-    for sums in sums.chunks_exact(T::PER_WORD * line) {
-        let (first, second) = sums.split_at(line);
-        match T::PER_WORD {
-            1 => output.extend(first.iter().map(|value| T::round(*value))),
-            _ => output
-                .extend(first.iter().zip(second).flat_map(|(a, b)| [T::round(*a), T::round(*b)])),
-        }
-    }
-    output
+    in_values::<T>(total(parts), line)
 }
 
 /// x · W from the columns of W, each thread its own.
-fn by_columns_of<T: Weight>(x: &[f32], d_input: usize, words: &[u32], line: usize) -> Vec<T> {
+fn by_columns_of<T: Weight>(x: &[f32], weight: FlexTensor, line: usize) -> Vec<f32> {
+    let [d_input, d_output] = dims(&weight);
     let rows = x.len() / d_input;
-    let arch = Arch::new();
-    let x = match T::PER_WORD {
-        1 => x.to_vec(),
-        _ => {
-            let halves = |row: &[f32]| {
-                let every_second = |from| row.iter().skip(from).step_by(2).copied();
-                every_second(0).chain(every_second(1)).collect::<Vec<_>>()
-            };
-            x.chunks_exact(d_input).flat_map(halves).collect()
-        }
-    };
-    let stretch = stretch(words.len(), line);
-    let mut columns = vec![0.0; words.len() / line * rows]; // [columns, rows]
-    let dots = |(words, output): (&[u32], &mut [f32])| {
-        arch.dispatch(Dots { x: &x, line, words, output, phantom: PhantomData::<T> });
-    };
-    side_by_side(words.chunks(stretch).zip(columns.chunks_mut(stretch / line * rows)), dots);
-    let row = |row| columns.iter().skip(row).step_by(rows).map(|value| T::round(*value));
-    (0..rows).flat_map(row).collect()
-}
-
-/// How many words one thread takes: whole lines.
-fn stretch(words: usize, line: usize) -> usize {
-    let threads = rayon::current_num_threads();
-    words.div_ceil(threads).max(STRETCH).div_ceil(line) * line
-}
-
-/// Does the first part on this thread, and the others on those of the pool meanwhile. (A parallel iterator
-/// would put this thread to sleep, and it is woken as often as there are products.)
-fn side_by_side<T: Send>(parts: impl Iterator<Item = T>, work: impl Fn(T) + Sync) {
-    let work = &work;
-    rayon::in_place_scope(|scope| {
-        let mut parts = parts;
-        let first = parts.next();
-        for part in parts {
-            scope.spawn(move |_| work(part));
-        }
-        first.into_iter().for_each(work);
+    let x = in_words::<T>(x, d_input);
+    let stretches = Stretches::of(d_output, line);
+    let parts = crew::share(stretches.parts, move |part| {
+        let words = words_of::<T>(&weight).unwrap_or_default();
+        let words = stretches.nth(words, line, part);
+        let mut output = vec![0.0; words.len() / line * rows]; // [columns, rows]
+        let (x, phantom) = (&x[..], PhantomData::<T>);
+        Arch::new().dispatch(Dots { x, line, words, output: &mut output, phantom });
+        output
     });
+    let columns = parts.concat();
+    if rows == 1 {
+        return columns;
+    }
+    (0..rows).flat_map(|row| columns.iter().skip(row).step_by(rows).copied()).collect()
+}
+
+/// The rows of x, `[rows, d_input]`, in the order of words: `[rows, PER_WORD, d_input / PER_WORD]`.
+pub(crate) fn in_words<T: Weight>(x: &[f32], d_input: usize) -> Vec<f32> {
+    if T::PER_WORD == 1 {
+        return x.to_vec();
+    }
+    let mut ordered = Vec::with_capacity(x.len());
+    for row in x.chunks_exact(d_input) {
+        ordered.extend(row.iter().step_by(2));
+        ordered.extend(row.iter().skip(1).step_by(2));
+    }
+    ordered
+}
+
+/// Sums in the order of words, `[rows, PER_WORD, line]`, in that of values, `[rows, PER_WORD * line]`.
+pub(crate) fn in_values<T: Weight>(sums: Vec<f32>, line: usize) -> Vec<f32> {
+    if T::PER_WORD == 1 {
+        return sums;
+    }
+    let mut ordered = Vec::with_capacity(sums.len());
+    for sums in sums.chunks_exact(2 * line) {
+        let (first, second) = sums.split_at(line);
+        ordered.extend(first.iter().zip(second).flat_map(|(first, second)| [*first, *second]));
+    }
+    ordered
+}
+
+/// How the lines of W are shared among threads.
+#[derive(Clone, Copy)]
+struct Stretches {
+    parts: usize,
+    /// Lines of each part; the last may have fewer.
+    lines: usize,
+}
+
+impl Stretches {
+    fn of(lines: usize, line: usize) -> Self {
+        let words = lines * line;
+        let most = words.div_ceil(STRETCH).min(lines);
+        let parts = crew::parts(most).max((words / LONGEST_STRETCH).min(lines));
+        let each = lines.div_ceil(parts);
+        Self { parts: lines.div_ceil(each), lines: each }
+    }
+
+    fn nth<'a>(&self, words: &'a [u32], line: usize, part: usize) -> &'a [u32] {
+        let stretch = self.lines * line;
+        &words[part * stretch..][..stretch.min(words.len() - part * stretch)]
+    }
 }
 
 fn total(parts: Vec<Vec<f32>>) -> Vec<f32> {
@@ -249,14 +214,14 @@ fn total(parts: Vec<Vec<f32>>) -> Vec<f32> {
 }
 
 /// Adds to `sums` `[rows, PER_WORD, line]` what the rows of W in `words`, from row `first`, give.
-struct AddRows<'a, T> {
-    x: &'a [f32], // [rows, d_input]
-    d_input: usize,
-    first: usize,
-    line: usize,
-    words: &'a [u32],
-    sums: &'a mut [f32],
-    phantom: PhantomData<T>,
+pub(crate) struct AddRows<'a, T> {
+    pub(crate) x: &'a [f32], // [rows, d_input]
+    pub(crate) d_input: usize,
+    pub(crate) first: usize,
+    pub(crate) line: usize,
+    pub(crate) words: &'a [u32],
+    pub(crate) sums: &'a mut [f32],
+    pub(crate) phantom: PhantomData<T>,
 }
 
 impl<T: Weight> WithSimd for AddRows<'_, T> {
@@ -329,12 +294,12 @@ fn add_lines<S: Simd, T: Weight, const K: usize>(
 }
 
 /// The dot products of all rows of x with the columns of W in `words`; `output` `[columns, rows]`.
-struct Dots<'a, T> {
-    x: &'a [f32], // [rows, PER_WORD, line]
-    line: usize,
-    words: &'a [u32],
-    output: &'a mut [f32],
-    phantom: PhantomData<T>,
+pub(crate) struct Dots<'a, T> {
+    pub(crate) x: &'a [f32], // [rows, PER_WORD, line]
+    pub(crate) line: usize,
+    pub(crate) words: &'a [u32],
+    pub(crate) output: &'a mut [f32],
+    pub(crate) phantom: PhantomData<T>,
 }
 
 impl<T: Weight> WithSimd for Dots<'_, T> {
@@ -388,15 +353,7 @@ mod tests {
     use burn::tensor::{FloatDType, Slice};
 
     use super::*;
-    use crate::samples::{assert_close, tensor, transposed, values, without_first};
-
-    fn in_dtype(tensor: FlexTensor, dtype: DType) -> FlexTensor {
-        match dtype {
-            DType::F32 => tensor,
-            DType::F16 => Flex::float_cast(tensor, FloatDType::F16),
-            _ => Flex::float_cast(tensor, FloatDType::BF16),
-        }
-    }
+    use crate::samples::{assert_close, in_dtype, tensor, transposed, values, without_first};
 
     /// Against Burn's product in f32 of the same, already rounded, values.
     #[track_caller]
@@ -442,6 +399,38 @@ mod tests {
                 check(x(), transposed([d_input, d_output], 5), dtype);
             }
         }
+    }
+
+    #[test]
+    fn what_is_added_is_the_product_and_rounded_once() {
+        for (dtype, bound) in [(DType::F32, 2e-6), (DType::F16, 6e-4), (DType::BF16, 4.5e-3)] {
+            for [rows, rank, d_output] in [[1, 8, 192], [4, 2, 66], [3, 64, 6]] {
+                let [y, left] = [([rows, d_output], 1), ([rows, rank], 2)]
+                    .map(|(shape, seed)| in_dtype(tensor(shape, seed), dtype));
+                for form in [tensor, transposed] {
+                    let right = in_dtype(form([rank, d_output], 4), dtype);
+                    let wide =
+                        |tensor: &FlexTensor| Flex::float_cast(tensor.clone(), FloatDType::F64);
+                    let exact = Flex::float_matmul(wide(&left), wide(&right));
+                    let exact = values(&Flex::float_add(wide(&y), exact));
+                    let scale =
+                        exact.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
+                    let found =
+                        add_product_of_few_rows(&y, &left, &right).expect("it has a kernel");
+                    assert_eq!(found.dtype(), dtype);
+                    for (found, exact) in values(&found).iter().zip(exact) {
+                        assert!((found - exact).abs() <= bound * scale, "{found} for {exact}");
+                    }
+                }
+            }
+        }
+        let has_kernel = |y: FlexTensor, rows| {
+            add_product_of_few_rows(&y, &tensor([rows, 2], 2), &tensor([2, 6], 4)).is_some()
+        };
+        assert!(has_kernel(tensor([3, 6], 1), 3));
+        assert!(!has_kernel(tensor([3, 5], 1), 3));
+        assert!(!has_kernel(tensor([5, 6], 1), 5));
+        assert!(!has_kernel(in_dtype(tensor([3, 6], 1), DType::BF16), 3));
     }
 
     #[test]

@@ -1,25 +1,37 @@
-//! What LoRA needs of Flex, Burn's pure-Rust CPU backend, beyond Burn's own operations: products of a
-//! small inner or outer size, the rank or the tokens of one step of decoding.
+//! What LoRA and decoders need of Flex, Burn's pure-Rust CPU backend, beyond Burn's own operations:
+//! products of a small inner or outer size, the rank or the tokens of one step of decoding, and what
+//! stands between these in such a step.
 //!
-//! `lora-core` uses this crate when its feature `flex` is on; nobody else needs it.
+//! `lora-core` and `lora-models` use this crate when their feature `flex` is on; nobody else needs it.
 //!
 //! ```text
 //! add_product          y + left · right       [rows, columns] + [rows, rank] [rank, columns]
 //! transposed_product   left^T · right         [rows, rank]^T [rows, columns]
 //! product_of_few_rows  x · W                  [rows, d_input] [d_input, d_output]
+//! attend               softmax(q k^T) v       few queries over a cache of keys and values
+//! rms_norm             x / rms(x) · gamma     [..., width]
+//! rotate               rotary positions       [batch, length, heads * head_dim]
+//! gated                silu(gate) · up        [...]
 //! ```
 
 #![deny(unsafe_code)] // but for the one call in `product.rs`
 
+mod attend;
+mod crew;
+mod exponential;
 mod few_rows;
+mod pointwise;
 mod product;
 #[cfg(test)]
 mod samples;
 mod transposed;
+mod weight;
 
 use burn::backend::{Flex, tensor::FloatTensor};
 
+pub use attend::attend;
 pub use few_rows::product_of_few_rows;
+pub use pointwise::{gated, rms_norm, rotate};
 pub use product::{add_product, add_product_in_blocks};
 pub use transposed::{transposed_product, transposed_product_by_matmul};
 

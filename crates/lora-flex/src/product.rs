@@ -5,6 +5,7 @@ use burn::backend::{Flex, TensorMetadata};
 use burn::tensor::{DType, Slice};
 
 use crate::FlexTensor;
+use crate::few_rows::add_product_of_few_rows;
 
 /// Multiplications from which a product is worth a second thread; what burn-flex takes for its own.
 pub(crate) const PARALLEL_FROM: usize = 192 * 192 * 192;
@@ -22,6 +23,9 @@ pub(crate) const PARALLEL_FROM: usize = 192 * 192 * 192;
 /// # Panics
 /// When the shapes do not fit each other, or the dtypes differ.
 pub fn add_product(mut y: FlexTensor, left: FlexTensor, right: FlexTensor) -> FlexTensor {
+    if let Some(sum) = add_product_of_few_rows(&y, &left, &right) {
+        return sum;
+    }
     if accumulate(&mut y, &left, &right) { y } else { add_product_in_blocks(y, left, right) }
 }
 

@@ -2,7 +2,7 @@
 
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Flex, TensorMetadata};
-use burn::tensor::{Slice, TensorData};
+use burn::tensor::{DType, FloatDType, Slice, TensorData};
 
 use crate::FlexTensor;
 
@@ -19,6 +19,15 @@ pub fn tensor(shape: [usize; 2], seed: u64) -> FlexTensor {
 
 pub fn transposed(shape: [usize; 2], seed: u64) -> FlexTensor {
     Flex::float_transpose(tensor([shape[1], shape[0]], seed))
+}
+
+/// The same in f32, f16 or bf16.
+pub fn in_dtype(tensor: FlexTensor, dtype: DType) -> FlexTensor {
+    match dtype {
+        DType::F32 => tensor,
+        DType::F16 => Flex::float_cast(tensor, FloatDType::F16),
+        _ => Flex::float_cast(tensor, FloatDType::BF16),
+    }
 }
 
 /// All of `tensor` but its first row.

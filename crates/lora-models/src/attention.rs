@@ -6,6 +6,7 @@ use burn::tensor::{Bool, DType, Tensor, activation::softmax};
 use lora_core::{AdaptableLinear, VisitLora};
 
 use crate::cache::KvCache;
+use crate::kernels;
 use crate::norm::rms_norm;
 use crate::rope::Rope;
 
@@ -46,10 +47,9 @@ impl Attention {
         seen: Option<(&mut KvCache, usize)>,
     ) -> Tensor<3> {
         let [batch, length, _] = x.dims();
-        let q = self.split_heads(self.q_proj.forward(x.clone()), self.q_norm.as_ref());
-        let k = self.split_heads(self.k_proj.forward(x.clone()), self.k_norm.as_ref());
-        let v = self.split_heads(self.v_proj.forward(x), None);
-        let (q, mut k, mut v) = (places.rope.apply(q), places.rope.apply(k), v);
+        let q = self.rotated(self.q_proj.forward(x.clone()), self.q_norm.as_ref(), places.rope);
+        let mut k = self.rotated(self.k_proj.forward(x.clone()), self.k_norm.as_ref(), places.rope);
+        let mut v = self.split_heads(self.v_proj.forward(x)).swap_dims(1, 2);
         if let Some((cache, block)) = seen {
             (k, v) = cache.extend(block, k, v);
         }
@@ -65,27 +65,40 @@ impl Attention {
         // The query heads of a group stand under each other as rows of one product, so that keys and
         // values need not be repeated.
         let rows = heads / kv_heads * length;
-        let scores = q.reshape([batch, kv_heads, rows, head_dim]).matmul(k.swap_dims(2, 3));
-        let scores = scores.reshape([batch, heads, length, total]);
-        let scores = scores.mul_scalar(1.0 / (head_dim as f64).sqrt());
-        let scores = match places.hidden {
-            Some(hidden) => scores.mask_fill(hidden.clone(), f32::NEG_INFINITY),
-            None => scores,
+        let q = q.reshape([batch, kv_heads, rows, head_dim]);
+        let scale = 1.0 / (head_dim as f64).sqrt();
+        let at_once = match places.hidden {
+            Some(_) => None,
+            None => kernels::attend(&q, &k, &v, scale),
         };
-        let weights = softmax_in_f32(scores).reshape([batch, kv_heads, rows, total]);
-        let mixed = weights.matmul(v).reshape([batch, heads, length, head_dim]);
+        let mixed = at_once.unwrap_or_else(|| {
+            let scores = q.matmul(k.swap_dims(2, 3)).reshape([batch, heads, length, total]);
+            let scores = scores.mul_scalar(scale);
+            let scores = match places.hidden {
+                Some(hidden) => scores.mask_fill(hidden.clone(), f32::NEG_INFINITY),
+                None => scores,
+            };
+            softmax_in_f32(scores).reshape([batch, kv_heads, rows, total]).matmul(v)
+        });
+        let mixed = mixed.reshape([batch, heads, length, head_dim]);
         self.o_proj.forward(mixed.swap_dims(1, 2).reshape([batch, length, heads * head_dim]))
     }
 
-    /// `[batch, length, heads * head_dim]` to `[batch, heads, length, head_dim]`.
-    fn split_heads(&self, x: Tensor<3>, norm: Option<&RmsNorm>) -> Tensor<4> {
-        let [batch, length, width] = x.dims();
-        let x = x.reshape([batch, length, width / self.head_dim, self.head_dim]);
+    /// `[batch, length, heads * head_dim]` to `[batch, heads, length, head_dim]`, normalised where that is
+    /// asked for, and rotated.
+    fn rotated(&self, x: Tensor<3>, norm: Option<&RmsNorm>, rope: &Rope) -> Tensor<4> {
         let x = match norm {
-            Some(norm) => rms_norm(norm, x),
+            Some(norm) => rms_norm(norm, self.split_heads(x.clone())).reshape(x.dims()),
             None => x,
         };
-        x.swap_dims(1, 2)
+        kernels::rotate(&x, &rope.cos, &rope.sin)
+            .unwrap_or_else(|| rope.apply(self.split_heads(x).swap_dims(1, 2)))
+    }
+
+    /// `[batch, length, heads * head_dim]` to `[batch, length, heads, head_dim]`.
+    fn split_heads(&self, x: Tensor<3>) -> Tensor<4> {
+        let [batch, length, width] = x.dims();
+        x.reshape([batch, length, width / self.head_dim, self.head_dim])
     }
 }
 

@@ -24,6 +24,7 @@ mod generate;
 mod gguf;
 mod hf;
 mod hub;
+mod kernels;
 mod layout;
 mod load;
 mod message;

@@ -4,6 +4,8 @@ use burn::module::Module;
 use burn::tensor::{DType, Tensor, activation::silu};
 use lora_core::{AdaptableLinear, VisitLora};
 
+use crate::kernels;
+
 /// SwiGLU: down(silu(gate(x)) * up(x)).
 ///
 /// # Shapes
@@ -19,8 +21,9 @@ pub struct Mlp {
 
 impl Mlp {
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = silu_in_f32(self.gate_proj.forward(x.clone()));
-        self.down_proj.forward(gate * self.up_proj.forward(x))
+        let (gate, up) = (self.gate_proj.forward(x.clone()), self.up_proj.forward(x));
+        let gated = kernels::gated(&gate, &up).unwrap_or_else(|| silu_in_f32(gate) * up);
+        self.down_proj.forward(gated)
     }
 }
 

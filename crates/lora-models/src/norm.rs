@@ -3,6 +3,8 @@
 use burn::nn::RmsNorm;
 use burn::tensor::{DType, Tensor};
 
+use crate::kernels;
+
 /// gamma · x / sqrt(mean(x²) + epsilon) over the last axis.
 ///
 /// In half precision all but the last product is in f32 and rounded once, as in transformers; Burn's
@@ -10,6 +12,9 @@ use burn::tensor::{DType, Tensor};
 ///
 /// Source: "Root Mean Square Layer Normalization", [arXiv:1910.07467](https://arxiv.org/abs/1910.07467).
 pub(crate) fn rms_norm<const D: usize>(norm: &RmsNorm, x: Tensor<D>) -> Tensor<D> {
+    if let Some(normed) = kernels::rms_norm(&x, &norm.gamma.val(), norm.epsilon) {
+        return normed;
+    }
     let dtype = x.dtype();
     if matches!(dtype, DType::F32 | DType::F64) {
         return norm.forward(x);

@@ -15,8 +15,8 @@ use crate::config::{DecoderConfig, RopeScaling};
 /// Source: "RoFormer", [arXiv:2104.09864](https://arxiv.org/abs/2104.09864).
 #[derive(Debug, Clone)]
 pub(crate) struct Rope {
-    cos: Tensor<4>, // [1 or batch, 1, length, head_dim]
-    sin: Tensor<4>, // [1 or batch, 1, length, head_dim]
+    pub(crate) cos: Tensor<4>, // [1 or batch, 1, length, head_dim]
+    pub(crate) sin: Tensor<4>, // [1 or batch, 1, length, head_dim]
 }
 
 impl Rope {

@@ -47,8 +47,8 @@ pub trait LoraOps: Backend {
         lora_b: FloatTensor<Self>,
         scaling: f64,
     ) -> FloatTensor<Self> {
-        let down = Self::float_mul_scalar(Self::float_matmul(x, lora_a), scaling.into());
-        Self::add_product(product, down, lora_b)
+        let down = Self::product_of_few_rows(x, lora_a);
+        Self::add_product(product, Self::float_mul_scalar(down, scaling.into()), lora_b)
     }
 
     /// y + left · right, for a product of small inner size: y `[rows, columns]`, left
@@ -170,7 +170,7 @@ impl<B: Backend + LoraOps, C: CheckpointStrategy> LoraOps for Autodiff<B, C> {
                 let node_x = prepared.checkpoint(&x);
                 let (x, weight) = (x.into_primitive(), weight.into_primitive());
                 let (lora_a, lora_b) = (lora_a.into_primitive(), lora_b.into_primitive());
-                let down = B::float_matmul(x, lora_a.clone());
+                let down = B::product_of_few_rows(x, lora_a.clone());
                 let down = B::float_mul_scalar(down, scaling.into());
                 let y = B::add_product(product, down.clone(), lora_b.clone());
                 prepared.finish(Saved { x: node_x, down, weight, lora_a, lora_b, scaling }, y)

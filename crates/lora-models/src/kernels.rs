@@ -1,0 +1,91 @@
+//! What stands between the products of a decoder, done by a backend in one pass where it can.
+//!
+//! Each function gives `None` on other backends, with gradients, and for tensors of another form; the
+//! caller's own operations, whose results are the same, are for those.
+
+use burn::tensor::Tensor;
+
+/// The call of a function in `flex`, where that is compiled.
+macro_rules! on_flex {
+    ($function:ident($($argument:ident),*)) => {{
+        #[cfg(feature = "flex")]
+        let done = flex::$function($($argument),*);
+        #[cfg(not(feature = "flex"))]
+        let done = {
+            let _ = ($($argument),*);
+            None
+        };
+        done
+    }};
+}
+
+#[cfg(feature = "flex")]
+mod flex {
+    use burn::backend::Flex;
+    use burn::tensor::{Device, Tensor};
+    use lora_flex::FlexTensor;
+
+    /// What Flex holds of a tensor without gradients.
+    pub(super) fn primitive<const D: usize>(tensor: &Tensor<D>) -> Option<FlexTensor> {
+        let device = tensor.device();
+        if device.is_autodiff() || device != Device::flex() {
+            return None;
+        }
+        tensor.clone().try_into_primitive::<Flex>().ok()
+    }
+
+    pub(super) fn rms_norm<const D: usize>(
+        x: &Tensor<D>,
+        gamma: &Tensor<1>,
+        epsilon: f64,
+    ) -> Option<Tensor<D>> {
+        let y = lora_flex::rms_norm(&primitive(x)?, &primitive(gamma)?, epsilon)?;
+        Some(Tensor::from_primitive::<Flex>(y))
+    }
+
+    pub(super) fn rotate(x: &Tensor<3>, cos: &Tensor<4>, sin: &Tensor<4>) -> Option<Tensor<4>> {
+        let y = lora_flex::rotate(&primitive(x)?, &primitive(cos)?, &primitive(sin)?)?;
+        Some(Tensor::from_primitive::<Flex>(y))
+    }
+
+    pub(super) fn attend(
+        q: &Tensor<4>,
+        k: &Tensor<4>,
+        v: &Tensor<4>,
+        scale: f64,
+    ) -> Option<Tensor<4>> {
+        let y = lora_flex::attend(&primitive(q)?, &primitive(k)?, &primitive(v)?, scale as f32)?;
+        Some(Tensor::from_primitive::<Flex>(y))
+    }
+
+    pub(super) fn gated<const D: usize>(gate: &Tensor<D>, up: &Tensor<D>) -> Option<Tensor<D>> {
+        let y = lora_flex::gated(&primitive(gate)?, &primitive(up)?)?;
+        Some(Tensor::from_primitive::<Flex>(y))
+    }
+}
+
+/// gamma · x / sqrt(mean(x²) + epsilon) over the last axis.
+pub(crate) fn rms_norm<const D: usize>(
+    x: &Tensor<D>,
+    gamma: &Tensor<1>,
+    epsilon: f64,
+) -> Option<Tensor<D>> {
+    on_flex!(rms_norm(x, gamma, epsilon))
+}
+
+/// `[batch, length, heads * head_dim]` to `[batch, heads, length, head_dim]`, rotated by the angles of
+/// which cos and sin `[1 or batch, 1, length, head_dim]` are given.
+pub(crate) fn rotate(x: &Tensor<3>, cos: &Tensor<4>, sin: &Tensor<4>) -> Option<Tensor<4>> {
+    on_flex!(rotate(x, cos, sin))
+}
+
+/// softmax(scale q k^T) v, all queries seeing all keys: q `[batch, heads, rows, head_dim]`, k and v
+/// `[batch, heads, positions, head_dim]`.
+pub(crate) fn attend(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, scale: f64) -> Option<Tensor<4>> {
+    on_flex!(attend(q, k, v, scale))
+}
+
+/// silu(gate) · up.
+pub(crate) fn gated<const D: usize>(gate: &Tensor<D>, up: &Tensor<D>) -> Option<Tensor<D>> {
+    on_flex!(gated(gate, up))
+}

@@ -289,6 +289,12 @@ fn weights_beside_those_of_the_model_are_left_out_and_named() {
     assert!(report.to_string().ends_with(&left.join(", ")), "{report}");
     assert_eq!(found, kept);
 
+    // One file wins over an index, as where a model is loaded, whatever the index names.
+    fs::write(base.join(INDEX), r#"{"weight_map": {"q.weight": "gone.safetensors"}}"#).unwrap();
+    let (report, found) = merge("both").unwrap();
+    assert!(report.left_out.contains(&INDEX.to_owned()), "{report}");
+    assert_eq!(found, kept);
+
     // Beside an index, whatever it does not name.
     fs::rename(base.join("model.safetensors"), base.join("first.safetensors")).unwrap();
     fs::write(base.join(INDEX), r#"{"weight_map": {"q.weight": "first.safetensors"}}"#).unwrap();

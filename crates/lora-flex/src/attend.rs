@@ -22,6 +22,9 @@ use crate::{FlexTensor, crew};
 /// `None` for tensors of another form, of unequal or other dtypes than f32, bf16 and f16, for more than
 /// 64 rows, and where nothing is seen.
 pub fn attend(q: &FlexTensor, k: &FlexTensor, v: &FlexTensor, scale: f32) -> Option<FlexTensor> {
+    if [q, k, v].iter().any(|tensor| tensor.layout().num_dims() != 4) {
+        return None;
+    }
     by_dtype!(q.dtype(), attend_in(q, k, v, scale))
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// products of a step, and between two steps.
 const AWAKE: Duration = Duration::from_micros(200);
 
-/// From when on a part in hand is late: many times what one takes.
+/// From when on a part in hand may be late.
 const LATE: Duration = Duration::from_millis(1);
 
 /// Pieces of work that are not shared after one that was late: the cores have other work, and whoever holds a
@@ -39,10 +39,9 @@ pub(crate) fn share<R: Send + 'static>(
     parts: usize,
     work: impl Fn(usize) -> R + Send + Sync + 'static,
 ) -> Vec<R> {
-    let crew = match parts {
-        0 | 1 => None,
-        _ => crew().try_lock().ok(),
-    };
+    let alone = parts < 2 || rayon::current_num_threads() == 1;
+    let crew = if alone { None } else { crew().try_lock().ok() };
+    let crew = crew.filter(|crew| !crew.helpers.is_empty());
     let Some(mut crew) = crew else {
         return (0..parts).map(work).collect();
     };
@@ -57,14 +56,16 @@ pub(crate) fn share<R: Send + 'static>(
         let (shared, left) = (shared.clone(), left.clone());
         helper.hand(Box::new(move || {
             let count = shared.take_parts(parts);
-            drop(shared); // what it holds has one owner less when the parts are counted
+            drop(shared); // what it holds has one owner less when parts that were done here are counted
             left.fetch_sub(count, Ordering::Release);
         }));
     }
+    let start = Instant::now();
     let own = shared.take_parts(parts);
+    let late = LATE.max(2 * start.elapsed()); // a part in hand elsewhere takes no longer than those here
     left.fetch_sub(own, Ordering::Release);
     // A part that is still in hand and late is with a thread that lost its core: it may have this one.
-    while !look_out(|| left.load(Ordering::Acquire) == 0, LATE) {
+    while !look_out(|| left.load(Ordering::Acquire) == 0, late) {
         crew.alone = ALONE;
         thread::yield_now();
     }

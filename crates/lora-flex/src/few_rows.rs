@@ -48,8 +48,11 @@ const UNROLLED: usize = 4;
 /// Words of W in one thread's stretch, at least: to read so many takes longer than to hand them over.
 const STRETCH: usize = 1 << 14;
 
-/// And about at most, so that no thread waits long for the last part of another.
+/// And about at most, where each part is small.
 const LONGEST_STRETCH: usize = 1 << 17;
+
+/// Words for each sum of a part, at least.
+const SUMS: usize = 16;
 
 fn dims(tensor: &FlexTensor) -> [usize; 2] {
     let shape = tensor.layout().shape();
@@ -121,7 +124,7 @@ fn sums<T: Weight>(x: &[f32], weight: &FlexTensor) -> Option<Vec<f32>> {
 fn by_rows_of<T: Weight>(x: Vec<f32>, weight: FlexTensor, line: usize) -> Vec<f32> {
     let [d_input, _] = dims(&weight);
     let rows = x.len() / d_input;
-    let stretches = Stretches::of(d_input, line);
+    let stretches = Stretches::of_rows(d_input, line, rows * T::PER_WORD * line);
     let parts = crew::share(stretches.parts, move |part| {
         let words = words_of::<T>(&weight).unwrap_or_default();
         let words = stretches.nth(words, line, part);
@@ -139,7 +142,7 @@ fn by_columns_of<T: Weight>(x: &[f32], weight: FlexTensor, line: usize) -> Vec<f
     let [d_input, d_output] = dims(&weight);
     let rows = x.len() / d_input;
     let x = in_words::<T>(x, d_input);
-    let stretches = Stretches::of(d_output, line);
+    let stretches = Stretches::of_columns(d_output, line);
     let parts = crew::share(stretches.parts, move |part| {
         let words = words_of::<T>(&weight).unwrap_or_default();
         let words = stretches.nth(words, line, part);
@@ -190,11 +193,20 @@ struct Stretches {
 }
 
 impl Stretches {
-    fn of(lines: usize, line: usize) -> Self {
+    /// Of columns: short ones, so that no thread waits long for the last of another.
+    fn of_columns(lines: usize, line: usize) -> Self {
         let words = lines * line;
-        let most = words.div_ceil(STRETCH).min(lines);
-        let parts = crew::parts(most).max((words / LONGEST_STRETCH).min(lines));
-        let each = lines.div_ceil(parts);
+        let parts = crew::parts(words.div_ceil(STRETCH)).max(words / LONGEST_STRETCH);
+        Self::of(lines, lines.div_ceil(parts.min(lines)))
+    }
+
+    /// Of rows, each part of which gives `width` sums: these must stay few beside the words.
+    fn of_rows(lines: usize, line: usize, width: usize) -> Self {
+        let most = (lines * line).div_ceil(STRETCH).min(lines * line / (SUMS * width)).max(1);
+        Self::of(lines, lines.div_ceil(crew::parts(most)).next_multiple_of(BLOCK))
+    }
+
+    fn of(lines: usize, each: usize) -> Self {
         Self { parts: lines.div_ceil(each), lines: each }
     }
 
@@ -470,6 +482,19 @@ mod tests {
             assert_eq!(multiply_of(&x, &columns).is_some(), shape[0] % 2 == 0);
             let expected = Flex::float_matmul(x.clone(), weight.clone());
             assert_eq!(values(&product_of_few_rows(x, weight)), values(&expected));
+        }
+    }
+
+    #[test]
+    fn the_sums_of_all_parts_are_few_beside_the_words() {
+        for (lines, line, rows) in [(4096, 64128, 1), (4096, 64128, 16), (576, 288, 1), (9, 3, 16)]
+        {
+            let width = rows * 2 * line;
+            let Stretches { parts, lines: each } = Stretches::of_rows(lines, line, width);
+            assert!(parts == 1 || SUMS * parts * width <= lines * line, "{parts}");
+            assert!(parts * each >= lines && (parts - 1) * each < lines, "{parts} {each}");
+            let Stretches { parts, lines: each } = Stretches::of_columns(lines, line);
+            assert!(parts * each >= lines && (parts - 1) * each < lines, "{parts} {each}");
         }
     }
 

@@ -82,6 +82,9 @@ impl<T: Weight> WithSimd for Norm<'_, T> {
 ///
 /// Source: "RoFormer", [arXiv:2104.09864](https://arxiv.org/abs/2104.09864).
 pub fn rotate(x: &FlexTensor, cos: &FlexTensor, sin: &FlexTensor) -> Option<FlexTensor> {
+    if [x, cos, sin].map(|tensor| tensor.layout().num_dims()) != [3, 4, 4] {
+        return None;
+    }
     by_dtype!(x.dtype(), rotate_in(x, cos, sin))
 }
 

@@ -137,18 +137,37 @@ fn refuse_other_order(adapter: &Path) -> Result<()> {
 const MODEL_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
 
-/// How the names of weights in other formats end: torch's, TensorFlow's and Flax's, numpy's, ONNX, GGUF.
-const OTHER_WEIGHTS: [&str; 11] =
-    ["bin", "pt", "pth", "ckpt", "h5", "msgpack", "npz", "onnx", "onnx_data", "gguf", "ggml"];
+/// How the names of weights end, safetensors and other formats: torch's, TensorFlow's and Flax's, rust-bert's,
+/// numpy's, ONNX, GGUF.
+const WEIGHTS: [&str; 17] = [
+    "safetensors",
+    "bin",
+    "pt",
+    "pth",
+    "ckpt",
+    "pkl",
+    "h5",
+    "keras",
+    "pb",
+    "tflite",
+    "msgpack",
+    "ot",
+    "npz",
+    "onnx",
+    "onnx_data",
+    "gguf",
+    "ggml",
+];
 
-/// Whether a file holds weights, or lists those that do, but is none of the model's shards.
-fn is_other_weights(name: &str) -> bool {
-    let list = name.strip_suffix(".index.json");
-    let Some(end) = Path::new(list.unwrap_or(name)).extension().and_then(|end| end.to_str()) else {
-        return false;
-    };
-    let is = |other: &str| end.eq_ignore_ascii_case(other);
-    is("safetensors") && name != INDEX_FILE || OTHER_WEIGHTS.into_iter().any(is)
+/// Whether a file that is none of the model's shards holds weights, lists those that do, or makes an adapter
+/// of the folder.
+fn is_of_other_weights(name: &str) -> bool {
+    let list = name.split_once(".index.").filter(|(_, end)| end.ends_with("json"));
+    let end = Path::new(list.map_or(name, |(weights, _)| weights)).extension();
+    let is_weights = end
+        .and_then(|end| end.to_str())
+        .is_some_and(|end| WEIGHTS.iter().any(|other| end.eq_ignore_ascii_case(other)));
+    is_weights || name == "adapter_config.json"
 }
 
 /// What a checkpoint's folder holds: the weights, what is copied, and the names of what must not be.
@@ -170,7 +189,12 @@ impl Files {
             }
         }
         paths.sort();
-        let listed = shards_of(base)?;
+        // One file wins where there are both, as it does where a model is loaded.
+        let single = base.join(MODEL_FILE).is_file();
+        let listed = match single {
+            true => Some(BTreeSet::from([MODEL_FILE.to_owned()])),
+            false => shards_of(base)?,
+        };
         let mut files = Self::default();
         for path in paths {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -180,11 +204,16 @@ impl Files {
             };
             if is_shard {
                 files.shards.push(path);
-            } else if is_other_weights(&name) {
+            } else if is_of_other_weights(&name) && !(name == INDEX_FILE && !single) {
                 files.left_out.push(name);
             } else {
                 files.others.push(path);
             }
+        }
+        // A file system may find a name that it writes in another way.
+        if listed.is_some_and(|listed| !listed.is_empty() && files.shards.len() != listed.len()) {
+            let (expected, found) = ("the files by the names that the index has", "others");
+            return Err(Error::malformed(base, "the folder", expected, found));
         }
         if files.shards.is_empty() {
             let (expected, found) = ("a file that ends with .safetensors", "none");
@@ -197,9 +226,8 @@ impl Files {
 /// The names of the model's weight files, as its index lists them; nothing where any file may be one.
 fn shards_of(base: &Path) -> Result<Option<BTreeSet<String>>> {
     let index = base.join(INDEX_FILE);
-    if !index.exists() {
-        let single = base.join(MODEL_FILE).exists();
-        return Ok(single.then(|| BTreeSet::from([MODEL_FILE.to_owned()])));
+    if fs::symlink_metadata(&index).is_err() {
+        return Ok(None);
     }
     let text = fs::read_to_string(&index).map_err(|source| Error::io(&index, source))?;
     let malformed = |place: &str, expected: &str, found: String| {

@@ -204,7 +204,7 @@ impl Files {
             };
             if is_shard {
                 files.shards.push(path);
-            } else if is_of_other_weights(&name) && !(name == INDEX_FILE && !single) {
+            } else if is_of_other_weights(&name) && (single || name != INDEX_FILE) {
                 files.left_out.push(name);
             } else {
                 files.others.push(path);

@@ -89,3 +89,36 @@ pub(crate) fn attend(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, scale: f64) ->
 pub(crate) fn gated<const D: usize>(gate: &Tensor<D>, up: &Tensor<D>) -> Option<Tensor<D>> {
     on_flex!(gated(gate, up))
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use burn::tensor::{DType, Device};
+
+    use super::*;
+
+    fn ones<const D: usize>(shape: [usize; D], device: &Device, dtype: DType) -> Tensor<D> {
+        Tensor::ones(shape, (device, dtype))
+    }
+
+    /// Which of the four a device has for a dtype.
+    fn has(device: &Device, dtype: DType) -> [bool; 4] {
+        let x = || ones([1, 3, 8], device, dtype);
+        let heads = || ones([1, 2, 3, 4], device, dtype);
+        let angles = || ones([1, 1, 3, 4], device, dtype);
+        [
+            rms_norm(&x(), &ones([8], device, dtype), 1e-5).is_some(),
+            rotate(&x(), &angles(), &angles()).is_some(),
+            attend(&heads(), &heads(), &heads(), 1.0).is_some(),
+            gated(&x(), &x()).is_some(),
+        ]
+    }
+
+    #[test]
+    fn flex_has_all_of_them_without_gradients_and_none_with() {
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            assert_eq!(has(&Device::flex(), dtype), [true; 4], "{dtype:?}");
+            assert_eq!(has(&Device::flex().autodiff(), dtype), [false; 4], "{dtype:?}");
+        }
+        assert_eq!(has(&Device::flex(), DType::F64), [false; 4]);
+    }
+}

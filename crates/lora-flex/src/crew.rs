@@ -39,10 +39,19 @@ pub(crate) fn share<R: Send + 'static>(
     parts: usize,
     work: impl Fn(usize) -> R + Send + Sync + 'static,
 ) -> Vec<R> {
-    let alone = parts < 2 || rayon::current_num_threads() == 1;
-    let crew = if alone { None } else { crew().try_lock().ok() };
-    let crew = crew.filter(|crew| !crew.helpers.is_empty());
-    let Some(mut crew) = crew else {
+    if parts < 2 || rayon::current_num_threads() == 1 {
+        return (0..parts).map(work).collect();
+    }
+    share_with(crew(), parts, work)
+}
+
+fn share_with<R: Send + 'static>(
+    crew: &Mutex<Crew>,
+    parts: usize,
+    work: impl Fn(usize) -> R + Send + Sync + 'static,
+) -> Vec<R> {
+    let crew = crew.try_lock().ok();
+    let Some(mut crew) = crew.filter(|crew| !crew.helpers.is_empty()) else {
         return (0..parts).map(work).collect();
     };
     if crew.alone > 0 {
@@ -122,10 +131,13 @@ struct Crew {
 
 fn crew() -> &'static Mutex<Crew> {
     static CREW: OnceLock<Mutex<Crew>> = OnceLock::new();
-    CREW.get_or_init(|| {
-        let helpers = (1..rayon::current_num_threads()).map_while(|_| Helper::start()).collect();
-        Mutex::new(Crew { helpers, alone: 0 })
-    })
+    CREW.get_or_init(|| Mutex::new(Crew::of(rayon::current_num_threads() - 1)))
+}
+
+impl Crew {
+    fn of(helpers: usize) -> Self {
+        Self { helpers: (0..helpers).map_while(|_| Helper::start()).collect(), alone: 0 }
+    }
 }
 
 const FREE: u8 = 0;
@@ -206,6 +218,8 @@ fn look_out(come: impl Fn() -> bool, longest: Duration) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+
     use super::*;
 
     #[test]
@@ -242,6 +256,36 @@ mod tests {
             thread::sleep(3 * AWAKE);
             assert_eq!(share(3, |part| part), [0, 1, 2]);
         }
+    }
+
+    /// The threads of the parts of one piece of work, whose helper takes one part at least and holds each for
+    /// `held` times as long as the caller has waited for it to come.
+    fn threads_of(crew: &Mutex<Crew>, held: u32) -> Vec<thread::ThreadId> {
+        let (caller, start) = (thread::current().id(), Instant::now());
+        let begun = AtomicBool::new(false);
+        share_with(crew, 4, move |_| {
+            let own = thread::current().id();
+            if own == caller {
+                look_out(|| begun.load(Ordering::Acquire), Duration::from_secs(20));
+            } else {
+                begun.store(true, Ordering::Release);
+                thread::sleep(held * (start.elapsed() + LATE));
+            }
+            own
+        })
+    }
+
+    #[test]
+    fn after_a_late_part_the_caller_works_alone_for_a_while() {
+        let crew = Mutex::new(Crew::of(1));
+        let caller = thread::current().id();
+        let helped = |threads: Vec<_>| threads.iter().any(|thread| *thread != caller);
+        assert!(helped(threads_of(&crew, 100)), "nobody helps");
+        for piece in 0..ALONE {
+            let threads = share_with(&crew, 4, |_| thread::current().id());
+            assert_eq!(threads, [caller; 4], "piece {piece}");
+        }
+        assert!(helped(threads_of(&crew, 0)), "nobody helps any more");
     }
 
     #[test]

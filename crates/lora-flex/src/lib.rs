@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! add_product          y + left · right       [rows, columns] + [rows, rank] [rank, columns]
-//! transposed_product   left^T · right         [rows, rank]^T [rows, columns]
+//! transposed_product   left^T · right         [rows, m]^T [rows, n], one of them narrow
 //! product_of_few_rows  x · W                  [rows, d_input] [d_input, d_output]
 //! attend               softmax(q k^T) v       few queries over a cache of keys and values
 //! rms_norm             x / rms(x) · gamma     [..., width]

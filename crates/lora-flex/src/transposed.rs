@@ -1,4 +1,4 @@
-//! left^T · right for a left with few columns.
+//! left^T · right, of which one has few columns.
 
 use burn::backend::Flex;
 use burn::backend::ops::FloatTensorOps;
@@ -9,10 +9,10 @@ use rayon::prelude::*;
 use crate::FlexTensor;
 use crate::product::PARALLEL_FROM;
 
-/// Columns of `right` that are worked on at a time; a multiple of every vector's length.
+/// Columns of the wide matrix that are worked on at a time; a multiple of every vector's length.
 const TILE: usize = 64;
 
-/// Rows of `right` that are worked on at a time: as many streams as the processor's prefetching
+/// Rows of the wide matrix that are worked on at a time: as many streams as the processor's prefetching
 /// follows.
 const BLOCK: usize = 16;
 
@@ -20,15 +20,15 @@ const BLOCK: usize = 16;
 /// an L2 cache.
 const CHUNK: usize = 2048;
 
-/// left^T · right for a left with few columns.
+/// left^T · right, of which one has few columns, as the gradients of both factors have.
 ///
-/// A product with so few multiplications for each value of `right` is bound by how that is read. A
-/// general matrix product walks down a strip of its columns, a new page of memory at every row; this one
-/// walks over blocks of whole rows and keeps the output in the cache. That is for f32 tensors without
-/// gaps and up to 64 columns of `left`; others take [`transposed_product_by_matmul`].
+/// A product with so few multiplications for each value of the wide matrix is bound by how that is
+/// read. A general matrix product walks down a strip of its columns, a new page of memory at every row;
+/// this one walks over blocks of whole rows and keeps the output in the cache. That is for f32 tensors
+/// without gaps, one of which has up to 64 columns; others take [`transposed_product_by_matmul`].
 ///
 /// # Shapes
-/// - left `[rows, rank]`, right `[rows, columns]`, output `[rank, columns]`, contiguous
+/// - left `[rows, m]`, right `[rows, n]`, output `[m, n]`, contiguous
 ///
 /// # Panics
 /// When the shapes do not fit each other, or the dtypes differ.
@@ -37,7 +37,9 @@ pub fn transposed_product(left: FlexTensor, right: FlexTensor) -> FlexTensor {
     const LARGEST_RANK: usize = 64;
 
     let product = match (Rows::view(&left), Rows::view(&right)) {
-        (Some(left), Some(right)) if left.columns <= LARGEST_RANK => Some(multiply(left, right)),
+        (Some(left), Some(right)) if left.columns.min(right.columns) <= LARGEST_RANK => {
+            Some(multiply(left, right))
+        }
         _ => None,
     };
     product.unwrap_or_else(|| transposed_product_by_matmul(left, right))
@@ -47,7 +49,7 @@ pub fn transposed_product(left: FlexTensor, right: FlexTensor) -> FlexTensor {
 /// (right^T · left)^T, which reads it in its order.
 ///
 /// # Shapes
-/// - left `[rows, rank]`, right `[rows, columns]`, output `[rank, columns]`, contiguous
+/// - left `[rows, m]`, right `[rows, n]`, output `[m, n]`, contiguous
 ///
 /// # Panics
 /// When the shapes do not fit each other, or the dtypes differ.
@@ -87,17 +89,47 @@ impl<'a> Rows<'a> {
 }
 
 fn multiply(left: Rows, right: Rows) -> FlexTensor {
-    let (rows, rank, columns) = (left.count(), left.columns, right.columns);
     assert!(
-        rows == right.count(),
-        "transposed_product: left [{rows}, {rank}] and right [{}, {columns}] do not fit",
-        right.count()
+        left.count() == right.count(),
+        "transposed_product: left [{}, {}] and right [{}, {}] do not fit",
+        left.count(),
+        left.columns,
+        right.count(),
+        right.columns
     );
+    let mut product = vec![0.0; left.columns * right.columns];
+    if left.columns <= right.columns {
+        for_each_tile(left, right, |from, tile| {
+            for (row, values) in product.chunks_exact_mut(right.columns).zip(tile) {
+                row[from..][..values.len()].copy_from_slice(values);
+            }
+        });
+    } else {
+        for_each_tile(right, left, |from, tile| {
+            for (column, values) in tile.enumerate() {
+                let rows = product.chunks_exact_mut(right.columns).skip(from);
+                rows.zip(values).for_each(|(row, value)| row[column] = *value);
+            }
+        });
+    }
+    Flex::float_from_data(
+        TensorData::new(product, [left.columns, right.columns]),
+        &Default::default(),
+    )
+}
+
+/// Gives narrow^T · wide to `take` in tiles: the first column of each, and its rows.
+fn for_each_tile(
+    narrow: Rows,
+    wide: Rows,
+    mut take: impl FnMut(usize, &mut dyn Iterator<Item = &[f32]>),
+) {
+    let (rows, rank, columns) = (narrow.count(), narrow.columns, wide.columns);
     let arch = Arch::new();
     let chunk = |chunk: usize, from: usize| {
         let columns = from..columns.min(from + chunk);
         let mut output = vec![0.0; columns.len().next_multiple_of(TILE) * rank];
-        arch.dispatch(Chunk { left, right, columns, output: &mut output });
+        arch.dispatch(Chunk { narrow, wide, columns, output: &mut output });
         (from, output)
     };
     let chunks: Vec<_> = match rows.saturating_mul(columns).saturating_mul(rank) {
@@ -108,25 +140,19 @@ fn multiply(left: Rows, right: Rows) -> FlexTensor {
             (0..columns).into_par_iter().step_by(size).map(|from| chunk(size, from)).collect()
         }
     };
-    // From tiles to rows.
-    let mut product = vec![0.0; rank * columns];
     for (from, output) in chunks {
         for (tile, start) in output.chunks_exact(rank * TILE).zip((from..).step_by(TILE)) {
-            let columns_of_tile = start..columns.min(start + TILE);
-            for (row, values) in product.chunks_exact_mut(columns).zip(tile.chunks_exact(TILE)) {
-                let row = &mut row[columns_of_tile.clone()];
-                row.copy_from_slice(&values[..row.len()]);
-            }
+            let width = TILE.min(columns - start);
+            take(start, &mut tile.chunks_exact(TILE).map(|row| &row[..width]));
         }
     }
-    Flex::float_from_data(TensorData::new(product, [rank, columns]), &Default::default())
 }
 
 /// The product for a range of the columns; `output` is zero before, and holds tiles
 /// `[rank, TILE]`, the last one filled up.
 struct Chunk<'a> {
-    left: Rows<'a>,
-    right: Rows<'a>,
+    narrow: Rows<'a>,
+    wide: Rows<'a>,
     columns: std::ops::Range<usize>,
     output: &'a mut [f32],
 }
@@ -136,28 +162,27 @@ impl WithSimd for Chunk<'_> {
 
     #[inline(always)] // so that it is compiled for S
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { left, right, columns, output } = self;
-        let rank = left.columns;
+        let Self { narrow, wide, columns, output } = self;
+        let (rank, width) = (narrow.columns, wide.columns);
         let mut packed = [0.0; BLOCK * TILE];
-        let blocks = left.values.chunks(BLOCK * rank);
-        for (left, right) in blocks.zip(right.values.chunks(BLOCK * right.columns)) {
-            let count = left.len() / rank;
-            let width = right.len() / count;
+        let blocks = narrow.values.chunks(BLOCK * rank);
+        for (narrow, wide) in blocks.zip(wide.values.chunks(BLOCK * width)) {
+            let count = narrow.len() / rank;
             let tiles = columns.clone().step_by(TILE).zip(output.chunks_exact_mut(rank * TILE));
             for (start, output) in tiles {
                 // Rows that are a power of two apart share few places of the cache; packed, they do not.
                 let end = columns.end.min(start + TILE);
-                for (to, from) in packed.chunks_exact_mut(TILE).zip(right.chunks_exact(width)) {
+                for (to, from) in packed.chunks_exact_mut(TILE).zip(wide.chunks_exact(width)) {
                     to[..end - start].copy_from_slice(&from[start..end]);
                 }
                 let (packed, _) = S::as_simd_f32s(&packed[..count * TILE]);
                 let (output, _) = S::as_mut_simd_f32s(output);
                 let strips = rank / STRIP * STRIP;
                 for k in (0..strips).step_by(STRIP) {
-                    add_strip::<S, STRIP>(simd, (left, rank, k), packed, output);
+                    add_strip::<S, STRIP>(simd, (narrow, rank, k), packed, output);
                 }
                 for k in strips..rank {
-                    add_strip::<S, 1>(simd, (left, rank, k), packed, output);
+                    add_strip::<S, 1>(simd, (narrow, rank, k), packed, output);
                 }
             }
         }
@@ -168,25 +193,25 @@ impl WithSimd for Chunk<'_> {
 /// enough to hide how long one addition takes.
 const STRIP: usize = 4;
 
-/// Adds to rows `k..k + K` of a tile what a block of rows gives: `left` `[rows, rank]`, `packed`
+/// Adds to rows `k..k + K` of a tile what a block of rows gives: `narrow` `[rows, rank]`, `packed`
 /// `[rows, TILE]`, `output` `[rank, TILE]`.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // by index: over iterators, the sums are not kept in registers
 fn add_strip<S: Simd, const K: usize>(
     simd: S,
-    (left, rank, k): (&[f32], usize, usize),
+    (narrow, rank, k): (&[f32], usize, usize),
     packed: &[S::f32s],
     output: &mut [S::f32s],
 ) {
     let vectors = TILE / S::F32_LANES;
     for v in (0..vectors).step_by(2) {
         let mut sums = [[simd.splat_f32s(0.0); 2]; K];
-        for (left, right) in left.chunks_exact(rank).zip(packed.chunks_exact(vectors)) {
-            let (left, right) = (&left[k..k + K], [right[v], right[v + 1]]);
+        for (narrow, wide) in narrow.chunks_exact(rank).zip(packed.chunks_exact(vectors)) {
+            let (narrow, wide) = (&narrow[k..k + K], [wide[v], wide[v + 1]]);
             for n in 0..K {
-                let left = simd.splat_f32s(left[n]);
+                let factor = simd.splat_f32s(narrow[n]);
                 for i in 0..2 {
-                    sums[n][i] = simd.mul_add_e_f32s(left, right[i], sums[n][i]);
+                    sums[n][i] = simd.mul_add_e_f32s(factor, wide[i], sums[n][i]);
                 }
             }
         }
@@ -237,13 +262,27 @@ mod tests {
             for left in &lefts {
                 for right in &rights {
                     let (a, b) = (Rows::view(left).unwrap(), Rows::view(right).unwrap());
-                    let found = multiply(a, b);
                     let expected = exact(left, right);
-                    assert!(found.is_contiguous());
-                    assert_close(&found, &expected);
+                    for (found, expected) in [
+                        (multiply(a, b), expected.clone()),
+                        (multiply(b, a), Flex::float_transpose(expected.clone())),
+                    ] {
+                        assert!(found.is_contiguous());
+                        assert_close(&found, &expected);
+                    }
                     assert_close(&transposed_product(left.clone(), right.clone()), &expected);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn one_side_or_the_other_may_be_wide_for_the_kernel() {
+        let (few, wide) = (tensor([60, 64], 2), tensor([60, 70], 3));
+        for (left, right) in [(&few, &wide), (&wide, &few)] {
+            let by_kernel = multiply(Rows::view(left).unwrap(), Rows::view(right).unwrap());
+            let found = transposed_product(left.clone(), right.clone());
+            assert_eq!(values(&found), values(&by_kernel)); // the general product sums in another order
         }
     }
 
@@ -280,9 +319,14 @@ mod tests {
         let mut data: Vec<f32> = right.to_contiguous().into_data().iter().collect();
         data[3 * 70 + 69] = f32::NAN;
         let right = Flex::float_from_data(TensorData::new(data, [20, 70]), &Default::default());
-        let product = values(&transposed_product(tensor([20, 6], 2), right));
+        let few = || tensor([20, 6], 2);
+        let product = values(&transposed_product(few(), right.clone()));
         for (place, value) in product.iter().enumerate() {
             assert_eq!(value.is_nan(), place % 70 == 69, "at {place}");
+        }
+        let product = values(&transposed_product(right, few()));
+        for (place, value) in product.iter().enumerate() {
+            assert_eq!(value.is_nan(), place / 6 == 69, "at {place}");
         }
     }
 

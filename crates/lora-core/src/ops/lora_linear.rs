@@ -68,7 +68,7 @@ pub trait LoraOps: Backend {
         Self::float_matmul(x, weight)
     }
 
-    /// left^T · right, for a left with few columns: left `[rows, rank]`, right `[rows, columns]`.
+    /// left^T · right, of which one has few columns: left `[rows, m]`, right `[rows, n]`.
     #[fusion(default)]
     fn transposed_product(left: FloatTensor<Self>, right: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_matmul(Self::float_transpose(left), right)
@@ -140,7 +140,7 @@ impl<B: Backend + LoraOps> Backward<B, 3> for LoraLinearBackward {
         let up = B::float_matmul(g.clone(), B::float_transpose(saved.lora_b));
         let up = B::float_mul_scalar(up, saved.scaling.into()); // scaling g B^T, [rows, rank]
         if let Some(node) = node_a {
-            let da = B::float_matmul(B::float_transpose(x), up.clone());
+            let da = B::transposed_product(x, up.clone());
             grads.register::<B>(node.id, da);
         }
         if let Some(node) = node_x {
@@ -258,10 +258,10 @@ pub(crate) fn product(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     ))
 }
 
-/// left^T · right, for a left with few columns and without gradients.
+/// left^T · right, of which one has few columns, without gradients.
 ///
 /// # Shapes
-/// - `left` `[rows, rank]`, `right` `[rows, columns]`, output `[rank, columns]`
+/// - `left` `[rows, m]`, `right` `[rows, n]`, output `[m, n]`
 pub(crate) fn transposed_product(left: Tensor<2>, right: Tensor<2>) -> Tensor<2> {
     Tensor::from_dispatch(<Dispatch as LoraOps>::transposed_product(
         left.into_dispatch(),

@@ -262,8 +262,8 @@ fn rank_problem(setting: &'static str, rank: usize) -> Option<ConfigProblem> {
 }
 
 fn alpha_problem(setting: &'static str, alpha: f64) -> Option<ConfigProblem> {
-    // Tensors hold f32: a number that only f64 can hold would become infinite there.
-    let usable = alpha > 0.0 && (alpha as f32).is_finite();
+    // Tensors hold f32: a number that only f64 can hold would become infinite there, or 0.
+    let usable = alpha as f32 > 0.0 && (alpha as f32).is_finite();
     (!usable).then(|| ConfigProblem::setting(setting, "a finite number above 0", alpha))
 }
 

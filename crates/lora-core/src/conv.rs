@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use burn::tensor::module::{conv1d, conv2d};
 use burn::tensor::ops::ConvOptions;
 
+use crate::adapter::scaled;
 use crate::config::{AdapterConfig, LoraConfig};
 use crate::error::Result;
 use crate::frozen::{FrozenLayer, LayerKind, Weights, frozen, frozen_param};
@@ -124,7 +125,7 @@ fn forward<const D: usize, F: Convolution<D>>(layer: &LoraLayer<F>, input: Tenso
         None => layer.column_scale().map(for_channels),
     };
     let output = match scale {
-        Some(scale) => output * scale,
+        Some(scale) => scaled(output, scale),
         None => output,
     };
     let bias = match samples.and_then(|samples| samples.bias.as_ref()) {

@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::nn::Embedding;
 use burn::tensor::{Int, Tensor, module::embedding};
 
+use crate::adapter::scaled;
 use crate::config::{AdapterConfig, LoraConfig};
 use crate::error::Result;
 use crate::frozen::{FrozenLayer, LayerKind, Weights, frozen, frozen_param};
@@ -127,7 +128,7 @@ impl LoraLayer<FrozenEmbedding> {
             None => self.column_scale().map(|scale| scale.unsqueeze()),
         };
         match scale {
-            Some(scale) => output * scale,
+            Some(scale) => scaled(output, scale),
             None => output,
         }
     }

@@ -118,40 +118,51 @@ pub enum ErrorKind {
         problems: Vec<ConfigProblem>,
     },
     /// A layer that should get an adapter has one already.
-    #[error("{path}: expected a layer without an adapter, found one with an adapter")]
+    #[error(
+        "{}: expected a layer without an adapter, found one with an adapter; take it off first",
+        place(path)
+    )]
     AlreadyAdapted {
         /// The layer.
         path: String,
     },
     /// A layer is merged and should not be.
-    #[error("{path}: expected an unmerged layer, found a merged one; unmerge it first")]
+    #[error("{}: expected an unmerged layer, found a merged one; unmerge it first", place(path))]
     AlreadyMerged {
         /// The layer; empty for a layer that stands alone.
         path: String,
     },
     /// A layer is not merged and should be.
-    #[error("{path}: expected a merged layer, found one that is not merged")]
+    #[error(
+        "{}: expected a merged layer, found one that is not merged; merge it first",
+        place(path)
+    )]
     NotMerged {
-        /// The layer; empty for a layer that stands alone.
+        /// The layer; empty for a layer that stands alone, and for a model without a merged one.
         path: String,
     },
     /// A layer is prepared for a mixed batch, and has no one update; nothing was changed or written.
     #[error(
-        "{path}: expected one adapter for all samples, found those of a mixed batch; drop the guard of `mixed` first"
+        "{}: expected one adapter for all samples, found those of a mixed batch; drop the guard of `mixed` first",
+        place(path)
     )]
     MixedBatch {
         /// The layer; empty for a layer that stands alone.
         path: String,
     },
     /// A merge would have written NaN or infinity; nothing was changed.
-    #[error("{path}: expected finite merged weights, found NaN or infinity; nothing was merged")]
+    #[error(
+        "{}: expected finite merged weights, found NaN or infinity; nothing was merged",
+        place(path)
+    )]
     NonFinite {
         /// The layer; empty for a layer that stands alone.
         path: String,
     },
     /// A grouped convolution's adapter cannot be merged; nothing was changed.
     #[error(
-        "{path}: expected a layer whose update fits its weight, found a grouped convolution, which cannot be merged; nothing was merged"
+        "{}: expected a layer whose update fits its weight, found a grouped convolution, which cannot be merged; nothing was merged",
+        place(path)
     )]
     GroupedConvolution {
         /// The layer; empty for a layer that stands alone.
@@ -277,6 +288,11 @@ pub enum ErrorKind {
         /// One line for each missing, unused or mis-shaped tensor.
         problems: Vec<String>,
     },
+}
+
+/// A layer's path, or what stands for one that has none.
+fn place(path: &str) -> &str {
+    if path.is_empty() { "this layer or model" } else { path }
 }
 
 fn known(names: &[String]) -> String {

@@ -122,6 +122,17 @@ pub fn inject<M: Module + VisitLora>(model: M, config: &LoraConfig) -> Result<(M
     })
 }
 
+/// A model of which some layers are merged and others not could be neither merged nor unmerged.
+pub(crate) fn check_unmerged<M: VisitLora>(model: &M) -> Result<()> {
+    let mut merged = None;
+    model.visit_lora("", &mut |path, layer| {
+        if layer.is_merged() {
+            merged.get_or_insert_with(|| path.to_owned());
+        }
+    });
+    merged.map_or(Ok(()), |path| Err(ErrorKind::AlreadyMerged { path }.into()))
+}
+
 /// What one layer is to get.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Part {
@@ -144,6 +155,7 @@ impl Plan {
         config: &LoraConfig,
         accept: impl FnOnce(Selection, Vec<ConfigProblem>) -> Result<Vec<bool>>,
     ) -> Result<Self> {
+        check_unmerged(model)?;
         let mut layers = Vec::new();
         model.visit_lora("", &mut |path, layer| layers.push((path.to_owned(), layer)));
         let is_candidate = |layer: &&dyn AdaptableLayer| {

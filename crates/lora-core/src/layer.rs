@@ -17,8 +17,10 @@ use crate::samples::Samples;
 pub struct LoraLayer<F: FrozenLayer> {
     pub(crate) base: F,
     pub(crate) adapter: LoraAdapter,
-    squares: Option<Tensor<1>>, // with DoRA: the squared norms of W's columns, [d_output]
-    merged: Option<Weights>,    // the adapted weights, while merged
+    // With DoRA: the squared norms of W's columns, [d_output]. A parameter, so that a record that brings
+    // another W brings them too.
+    squares: Option<Param<Tensor<1>>>,
+    merged: Option<Weights>,             // the adapted weights, while merged
     pub(crate) samples: Option<Samples>, // in mixed batches
     #[module(skip)]
     enabled: bool,
@@ -32,15 +34,14 @@ impl<F: FrozenLayer> LoraLayer<F> {
     }
 
     pub(crate) fn over(base: F, adapter: LoraAdapter) -> Self {
-        let squares =
-            adapter.magnitude.is_some().then(|| column_squares(&base.weight().without_autodiff()));
+        let squares = adapter.magnitude.is_some().then(|| squares_of(&base));
         Self { base, adapter, squares, merged: None, samples: None, enabled: true }
     }
 
     /// Another adapter in place of this one. The norms of W, which DoRA needs, are kept.
     fn exchange(&mut self, adapter: LoraAdapter) {
         if adapter.magnitude.is_some() && self.squares.is_none() {
-            self.squares = Some(column_squares(&self.base.weight().without_autodiff()));
+            self.squares = Some(squares_of(&self.base));
         }
         self.adapter = adapter;
         self.merged = None;
@@ -147,17 +148,19 @@ impl<F: FrozenLayer> LoraLayer<F> {
         self.merged = weights;
     }
 
-    /// DoRA's factor on each column, where the adapter has one, in the dtype of W.
+    /// DoRA's factor on each column, where the adapter has one, in f32 or f64.
     pub(crate) fn column_scale(&self) -> Option<Tensor<1>> {
-        let weight = self.base.weight();
-        let scale = self.adapter.column_scale(&weight, self.squares.as_ref()?)?;
-        Some(in_dtype(scale, weight.dtype()))
+        self.adapter.column_scale(&self.base.weight(), &self.squares()?)
     }
 
     /// The same with x W, where the two are formed together.
     pub(crate) fn product_and_column_scale(&self, x: &Tensor<2>) -> Option<(Tensor<2>, Tensor<1>)> {
         let weight = self.base.weight();
-        self.adapter.product_and_column_scale(x, &weight, self.squares.as_ref()?)
+        self.adapter.product_and_column_scale(x, &weight, &self.squares()?)
+    }
+
+    fn squares(&self) -> Option<Tensor<1>> {
+        self.squares.as_ref().map(|squares| squares.val().without_autodiff())
     }
 
     /// The bias of the output.
@@ -172,6 +175,12 @@ impl<F: FrozenLayer> LoraLayer<F> {
         let (a, b) = self.adapter.factors();
         (in_dtype(a, dtype), in_dtype(b, dtype), self.adapter.scaling())
     }
+}
+
+fn squares_of<F: FrozenLayer>(base: &F) -> Param<Tensor<1>> {
+    let weight = base.weight();
+    let device = weight.device();
+    frozen_param(on(column_squares(&weight.without_autodiff()), &device))
 }
 
 /// W + scaling A·B (its columns at DoRA's norms) and the bias of the adapted layer, computed in f32 or
@@ -682,7 +691,7 @@ fn check_replacement<F: FrozenLayer>(base: &F, replacement: &Replacement) -> Res
         (replacement.weight.as_ref().map(|weight| weight.dims()), d_input),
         (
             replacement.tokens.as_ref().map(|tokens| tokens.rows.dims()),
-            replacement.tokens.as_ref().map_or(0, |tokens| tokens.ids().len()),
+            replacement.tokens.as_ref().map_or(0, |tokens| tokens.count()),
         ),
     ];
     for (found, rows) in matrices {

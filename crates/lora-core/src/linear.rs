@@ -3,6 +3,7 @@
 use burn::nn::Linear;
 use burn::tensor::Tensor;
 
+use crate::adapter::scaled;
 use crate::config::{AdapterConfig, LoraConfig};
 use crate::error::Result;
 use crate::frozen::{FrozenLinear, add_bias, apply};
@@ -94,7 +95,7 @@ impl LoraLayer<FrozenLinear> {
                 let down = rows.clone().matmul(a).mul_scalar(scaling) * each(&samples.ranks);
                 let output = product(rows.clone(), weight) + down.matmul(b);
                 let output = match &samples.scale {
-                    Some(scale) => output * each(scale),
+                    Some(scale) => scaled(output, each(scale)),
                     None => output,
                 };
                 match &samples.bias {
@@ -113,7 +114,7 @@ impl LoraLayer<FrozenLinear> {
                 (lora_linear(rows, weight, a, b, scaling), self.column_scale())
             };
             let output = match scale {
-                Some(scale) => output * scale.unsqueeze(),
+                Some(scale) => scaled(output, scale.unsqueeze()),
                 None => output,
             };
             add_bias(output, self.output_bias())

@@ -20,8 +20,8 @@ pub struct MergeReport {
     /// The embedding that was merged while the output, which shares its weight, keeps the frozen one.
     /// A model that is written out needs a head of its own then.
     pub parted: Option<String>,
-    /// Of [`merge_checkpoint`](crate::merge_checkpoint): the names of those files of the base that hold weights,
-    /// by their endings, and are none of the model's own; they were not copied.
+    /// Of [`merge_checkpoint`](crate::merge_checkpoint): what of the base was not copied, the names of folders
+    /// and of those files that hold weights, by their endings, and are none of the model's own.
     pub left_out: Vec<String>,
 }
 
@@ -55,7 +55,7 @@ impl fmt::Display for MergeReport {
         }
         if !self.left_out.is_empty() {
             let files = self.left_out.join(", ");
-            write!(f, "\nnot copied, being weights that are not merged: {files}")?;
+            write!(f, "\nnot copied, being folders or weights that are not merged: {files}")?;
         }
         Ok(())
     }

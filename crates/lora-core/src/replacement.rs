@@ -1,6 +1,6 @@
 //! What trains in full, in place of a frozen layer's own values.
 
-use burn::module::{Module, Param};
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::adapter::{in_dtype, in_full, on};
@@ -25,10 +25,9 @@ pub struct Replacement {
 pub struct TokenRows {
     /// The rows, `[tokens, d_output]`.
     pub rows: Param<Tensor<2>>,
-    indices: Tensor<1, Int>, // the token ids, [tokens]
-    slots: Tensor<1, Int>,   // for each id of the vocabulary: 0, or 1 + its row here
-    #[module(skip)]
-    ids: Vec<usize>,
+    // Parameters, so that a record that brings rows brings their tokens too.
+    indices: Param<Tensor<1, Int>>, // the token ids, [tokens]
+    slots: Param<Tensor<1, Int>>,   // for each id of the vocabulary: 0, or 1 + its row here
 }
 
 impl Replacement {
@@ -49,7 +48,7 @@ impl Replacement {
     pub fn what(&self) -> String {
         match (&self.weight, &self.tokens) {
             (Some(_), _) => "the whole layer".to_owned(),
-            (None, Some(tokens)) => format!("{} tokens", tokens.ids.len()),
+            (None, Some(tokens)) => format!("{} tokens", tokens.count()),
             (None, None) => "its bias".to_owned(),
         }
     }
@@ -110,10 +109,14 @@ impl TokenRows {
         let device = weight.device();
         Ok(Self {
             rows: Param::from_tensor(rows),
-            indices: index_tensor(ids, weight),
-            slots: Tensor::from_data(TensorData::new(slots, [vocabulary]), &device),
-            ids: ids.to_vec(),
+            indices: int_param(index_tensor(ids, weight)),
+            slots: int_param(Tensor::from_data(TensorData::new(slots, [vocabulary]), &device)),
         })
+    }
+
+    /// The rows of a layer's own weight `[vocabulary, d_output]` for these tokens.
+    pub(crate) fn rows_of(&self, weight: &Tensor<2>) -> Tensor<2> {
+        weight.clone().select(0, self.indices.val().without_autodiff())
     }
 
     /// The same tokens with other rows.
@@ -122,15 +125,21 @@ impl TokenRows {
     }
 
     /// The token ids, in the order of the rows.
-    pub fn ids(&self) -> &[usize] {
-        &self.ids
+    pub fn ids(&self) -> Vec<usize> {
+        let ids = self.indices.val().without_autodiff().into_data();
+        ids.iter::<i64>().map(|id| id as usize).collect() // they came from usize
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.rows.dims()[0]
     }
 
     /// `looked_up` `[tokens, d_output]`, the frozen rows of `ids`, with these in their places.
     pub(crate) fn put_over(&self, looked_up: Tensor<2>, ids: Tensor<1, Int>) -> Tensor<2> {
         let rows = self.rows.val();
         let rows = in_dtype(rows, looked_up.dtype());
-        let slots = self.slots.clone().select(0, ids);
+        let slots = self.slots.val().select(0, ids);
         let nothing = Tensor::zeros([1, rows.dims()[1]], (&rows.device(), rows.dtype()));
         let replaced = Tensor::cat(vec![nothing, rows], 0).select(0, slots.clone());
         let frozen = slots.equal_elem(0).unsqueeze_dim::<2>(1).expand(looked_up.dims());
@@ -142,18 +151,19 @@ impl TokenRows {
     pub(crate) fn put_over_logits(&self, logits: Tensor<2>, hidden: Tensor<2>) -> Tensor<2> {
         let rows = in_dtype(self.rows.val(), hidden.dtype());
         let ours = hidden.matmul(rows.transpose());
-        let theirs = logits.clone().select(1, self.indices.clone());
+        let indices = self.indices.val();
+        let theirs = logits.clone().select(1, indices.clone());
         let values = ours - theirs;
-        logits.select_assign(1, self.indices.clone(), values, burn::tensor::IndexingUpdateOp::Add)
+        logits.select_assign(1, indices, values, burn::tensor::IndexingUpdateOp::Add)
     }
 
     /// `weight` `[vocabulary, d_output]` with these rows in their places.
     fn put_into(&self, weight: Tensor<2>) -> Tensor<2> {
         let rows = self.rows.val().without_autodiff().cast(weight.dtype());
         let columns = weight.dims()[1];
-        self.ids.iter().enumerate().fold(weight, |weight, (row, id)| {
+        self.ids().into_iter().enumerate().fold(weight, |weight, (row, id)| {
             let value = rows.clone().slice([row..row + 1, 0..columns]);
-            weight.slice_assign([*id..*id + 1, 0..columns], value)
+            weight.slice_assign([id..id + 1, 0..columns], value)
         })
     }
 }
@@ -173,6 +183,10 @@ fn check_ids(ids: &[usize], vocabulary: usize) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn int_param(tensor: Tensor<1, Int>) -> Param<Tensor<1, Int>> {
+    Param::initialized(ParamId::new(), tensor)
 }
 
 fn index_tensor(ids: &[usize], beside: &Tensor<2>) -> Tensor<1, Int> {

@@ -4,7 +4,7 @@ use burn::module::Module;
 
 use crate::adapter::LoraAdapter;
 use crate::error::{Error, ErrorKind, Result};
-use crate::inject::{InjectReport, frozen_beside_adapters};
+use crate::inject::{InjectReport, check_unmerged, frozen_beside_adapters};
 use crate::layer::Adaptation;
 use crate::visit::VisitLora;
 
@@ -68,6 +68,7 @@ impl AdapterSet {
     /// When a path is no layer of the model, a layer has an adapter already, or shapes do not fit. All
     /// of it is checked before anything is attached.
     pub fn attach<M: Module + VisitLora>(self, model: M) -> Result<(M, InjectReport)> {
+        check_unmerged(&model)?;
         self.check(&model)?;
         let mut model = frozen_beside_adapters(model);
         self.put_on(&mut model)?;

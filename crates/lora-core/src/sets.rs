@@ -5,7 +5,7 @@ use std::ops::Deref;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Tensor, TensorData};
 
-use crate::adapter::{LoraAdapter, in_dtype, on};
+use crate::adapter::{LoraAdapter, full_of, in_dtype, on};
 use crate::combination::{Share, low_rank_parts, no_sum, sum};
 use crate::combine::{cat, column_parts};
 use crate::error::{Error, ErrorKind, Result};
@@ -524,7 +524,7 @@ fn mix(
     // For each sample the values of its share, or the base's.
     let [_, d_output] = layer.dims();
     let each = |values: Vec<Option<Tensor<1>>>, base: Tensor<1>| {
-        let base = in_dtype(base.without_autodiff(), dtype);
+        let (dtype, base) = (base.dtype(), base.without_autodiff());
         let rows = samples.iter().map(|sample| {
             let share = shares.iter().position(|share| Some(share.place) == *sample);
             let own = share.and_then(|share| values[share].clone());
@@ -537,7 +537,8 @@ fn mix(
         .then(|| layer.frozen_squares());
     let scale = squares.map(|squares| {
         let scale = |share: &Share| share.adapter()?.column_scale(&weight, &squares);
-        each(shares.iter().map(scale).collect(), Tensor::ones([d_output], (&device, dtype)))
+        let ones = Tensor::ones([d_output], (&device, full_of([dtype])));
+        each(shares.iter().map(scale).collect(), ones)
     });
     let biases: Vec<Option<Tensor<1>>> =
         shares.iter().map(|share| share.output_bias(layer.bias(), dtype)).collect();

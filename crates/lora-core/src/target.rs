@@ -1,7 +1,7 @@
 //! Rules that say which layers are adapted. Strings only: no tensors, no model.
 //!
-//! They are PEFT's rules, with two differences. What matches nothing, or has no effect, is a problem
-//! here. And patterns are those of the [`regex`] crate and not Python's: look-around, back-references,
+//! They are PEFT's rules, with two differences. What matches nothing is a problem here, and so is a setting
+//! without effect. And patterns are those of the [`regex`] crate and not Python's: look-around, back-references,
 //! `\Z` and `{,n}` are errors. Written alike and read otherwise are `a*+` (possessive in Python, a
 //! repeated repetition here) and `&&`, `--`, `~~` or `[` inside of a character class (operations on
 //! sets here).

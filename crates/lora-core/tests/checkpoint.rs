@@ -284,8 +284,17 @@ fn weights_beside_those_of_the_model_are_left_out_and_named() {
         Ok::<_, Error>((report, found))
     };
 
+    let templates = base.join("additional_chat_templates");
+    fs::create_dir_all(base.join("original")).unwrap();
+    fs::create_dir_all(&templates).unwrap();
+    fs::write(templates.join("tool.jinja"), "{{ messages }}").unwrap();
+    left.insert(3, "original/");
+    kept.insert(0, "additional_chat_templates");
+
     let (report, found) = merge("single").unwrap();
     assert_eq!(report.left_out, left);
+    let copied = temp.path().join("single/additional_chat_templates/tool.jinja");
+    assert_eq!(fs::read_to_string(copied).unwrap(), "{{ messages }}");
     assert!(report.to_string().ends_with(&left.join(", ")), "{report}");
     assert_eq!(found, kept);
 
@@ -298,17 +307,20 @@ fn weights_beside_those_of_the_model_are_left_out_and_named() {
     // Beside an index, whatever it does not name.
     fs::rename(base.join("model.safetensors"), base.join("first.safetensors")).unwrap();
     fs::write(base.join(INDEX), r#"{"weight_map": {"q.weight": "first.safetensors"}}"#).unwrap();
-    kept[2] = "first.safetensors";
-    kept.insert(3, INDEX);
+    kept[3] = "first.safetensors";
+    kept.insert(4, INDEX);
     let (report, found) = merge("shards").unwrap();
     assert_eq!(
         (report.left_out, found.len()),
-        (left.iter().map(|name| name.to_string()).collect(), 5)
+        (left.iter().map(|name| name.to_string()).collect(), 6)
     );
     assert_eq!(found, kept);
 
     for (index, expected) in [
-        (r#"{"weight_map": {"q.weight": "second.safetensors"}}"#, "found \"second.safetensors\""),
+        (
+            r#"{"weight_map": {"q.weight": "second.safetensors"}}"#,
+            "download the missing one, found second.safetensors, which is not there",
+        ),
         (
             r#"{"weight_map": {"q.weight": "../base/first.safetensors"}}"#,
             "beside the index, found \"../",
@@ -321,4 +333,43 @@ fn weights_beside_those_of_the_model_are_left_out_and_named() {
         assert!(error.contains(expected), "{error}");
         assert!(!temp.path().join("none").exists());
     }
+}
+
+/// As in the cache of an unfinished download.
+#[cfg(unix)]
+#[test]
+fn a_link_that_leads_nowhere_is_told() {
+    let temp = tempfile::tempdir().unwrap();
+    let [base, adapter, output] = ["base", "adapter", "output"].map(|name| temp.path().join(name));
+    write(&adapter.join("adapter_model.safetensors"), &factors(), Dtype::F32);
+    fs::write(adapter.join("adapter_config.json"), config(json!({})).to_string()).unwrap();
+    write(&base.join("model.safetensors"), &[q()], Dtype::F32);
+    std::os::unix::fs::symlink("gone", base.join("tokenizer.json")).unwrap();
+    let error = sentence(merge_checkpoint(&base, &adapter, &output, &Device::flex()));
+    assert!(error.contains("tokenizer.json: cannot be read"), "{error}");
+    assert!(!output.exists());
+}
+
+#[test]
+fn all_that_does_not_fit_is_named_before_anything_is_written() {
+    let adapter: [Named; 6] = [
+        ("base_model.model.q.lora_A.weight", &[1, 5], vec![1.0; 5]),
+        ("base_model.model.q.lora_B.weight", &[4, 1], vec![1.0; 4]),
+        ("base_model.model.k.lora_A.weight", &[1, 4], vec![1.0; 4]),
+        ("base_model.model.v.lora_A.weight", &[1, 4], vec![f32::NAN; 4]),
+        ("base_model.model.v.lora_B.weight", &[3, 1], vec![1.0; 3]),
+        ("base_model.model.o.lora_B.weight", &[4, 1], vec![1.0; 4]),
+    ];
+    let weights = ["q.weight", "k.weight", "v.weight", "o.weight"];
+    let weights = weights.map(|name| -> Named { (name, &[4, 4], vec![1.0; 16]) });
+    let config = config(json!({ "target_modules": ["q", "k", "v", "o"] }));
+    let error = sentence(merged(config, &adapter, &weights, Dtype::F32));
+    for expected in [
+        "q.lora_A.weight: expected shape [1, 4], found [1, 5]",
+        "k.lora_B.weight is missing",
+        "o.lora_A.weight is missing",
+    ] {
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
+    assert!(error.contains("and 1 more") || error.contains("v.lora_B"), "{error}");
 }

@@ -143,6 +143,44 @@ impl Case {
     }
 }
 
+impl Case {
+    /// The same layer with other weights.
+    fn with_other_weights(mut self, seed: u64) -> Self {
+        fn change<const D: usize>(weight: &mut Param<Tensor<D>>, seed: u64) {
+            let value = weight.val();
+            *weight = param(value.dims(), seed, value.dtype());
+        }
+        match &mut self {
+            Self::Linear { layer, .. } => change(&mut layer.weight, seed),
+            Self::Embedding { layer, .. } => change(&mut layer.weight, seed),
+            Self::Conv1d { layer, .. } => change(&mut layer.weight, seed),
+            Self::Conv2d { layer, .. } => change(&mut layer.weight, seed),
+        }
+        self
+    }
+}
+
+impl Adapted {
+    /// With what another one's record holds.
+    fn with_record_of(self, other: &Self) -> Self {
+        match (self, other) {
+            (Self::Linear(layer), Self::Linear(other)) => {
+                Self::Linear(layer.load_record(other.clone().into_record()))
+            }
+            (Self::Embedding(layer), Self::Embedding(other)) => {
+                Self::Embedding(layer.load_record(other.clone().into_record()))
+            }
+            (Self::Conv1d(layer), Self::Conv1d(other)) => {
+                Self::Conv1d(layer.load_record(other.clone().into_record()))
+            }
+            (Self::Conv2d(layer), Self::Conv2d(other)) => {
+                Self::Conv2d(layer.load_record(other.clone().into_record()))
+            }
+            _ => unreachable!("two layers of one kind"),
+        }
+    }
+}
+
 fn flat<const D: usize>(tensor: Tensor<D>) -> Tensor<1> {
     let count = tensor.shape().num_elements();
     tensor.reshape([count])
@@ -277,6 +315,19 @@ proptest! {
 
         let apart_unloaded = apart(case.plain(adapted, true), expected);
         prop_assert!(apart_unloaded <= 4.0 * TOLERANCE, "unloaded {apart_unloaded:e}");
+    }
+
+    #[test]
+    fn a_record_brings_all_that_the_function_follows_from(
+        case in cases(DType::F32), config in variants(), seed in 0u64..1000,
+    ) {
+        prop_assume!(!config.init.starts_from_weight() || is_large_enough(&case));
+        let mut trained = case.wrap(&config);
+        each!(&mut trained, layer => train(layer.adapter_mut(), seed));
+        let fresh = case.clone().with_other_weights(seed + 7).wrap(&config);
+        let loaded = fresh.with_record_of(&trained);
+        prop_assert_eq!(host(case.forward(&loaded)), host(case.forward(&trained)));
+        prop_assert_eq!(host(case.plain(loaded, true)), host(case.plain(trained, true)));
     }
 
     #[test]
@@ -443,6 +494,39 @@ fn check_gradients_of_dora([d_input, d_output]: [usize; 2], rows: usize) {
     ] {
         let apart = apart(found, expected);
         assert!(apart <= 1e-12, "{name}: {apart:e}");
+    }
+}
+
+/// Beside a bf16 weight a factor of DoRA is not rounded to 8 bits, where 1.003 would be 1.
+#[test]
+fn small_changes_of_magnitudes_act_beside_a_half_precision_weight() {
+    let config = LoraConfig { dora: true, ..LoraConfig::new(2, 4.0) }.resolve("").unwrap();
+    let ratio = |found: Tensor<1>, base: Tensor<1>| {
+        let [found, base] = [host(found), host(base)];
+        let weighted = found.iter().zip(&base).map(|(found, base)| found * base).sum::<f64>();
+        weighted / base.iter().map(|base| base * base).sum::<f64>()
+    };
+    let linear = Linear { weight: param([64, 48], 1, DType::BF16), bias: None };
+    let embedding = Embedding { weight: param([40, 48], 2, DType::BF16) };
+    let mut conv = Conv1dConfig::new(6, 48, 2).with_bias(false).init(&device());
+    conv.weight = param([48, 6, 2], 3, DType::BF16);
+    let ids = Tensor::from_data(TensorData::new((0..40).collect(), [1, 40]), &device());
+    let cases = [
+        Case::Linear { layer: linear, x: fixed([4, 10, 64], 4, DType::BF16) },
+        Case::Embedding { layer: embedding, ids },
+        Case::Conv1d { layer: conv, x: fixed([4, 6, 30], 5, DType::BF16) },
+    ];
+    for case in cases {
+        for factor in [1.003, 0.9945, 1.006] {
+            let mut adapted = case.wrap(&config);
+            each!(&mut adapted, layer => {
+                let norms = layer.adapter_mut().magnitude.as_mut().unwrap();
+                *norms = norms.clone().map(|norms| norms.mul_scalar(factor));
+            });
+            let found = ratio(case.forward(&adapted), case.base());
+            // The outputs are rounded to 8 bits, each by itself: a factor of 1 would be 3e-3 or more off.
+            assert!((found - factor).abs() < 1.2e-3, "{found} for {factor} in {case:?}");
+        }
     }
 }
 
@@ -729,6 +813,22 @@ fn token_rows_train_alone_and_the_tied_head_follows() {
     assert_eq!(host(net.embedding.forward(ids.clone())), host(expected.forward(ids.clone())));
     let logits = net.embedding.tied_logits(hidden.clone());
     assert!(apart(logits, hidden.matmul(weight.transpose().autodiff())) <= TOLERANCE);
+
+    // A record brings rows with their tokens.
+    let other = Net { linear: net.linear.clone(), embedding: layer.clone().into() };
+    let mut config = LoraConfig::new(2, 4.0);
+    config.trainable_tokens = vec![("embedding".to_owned(), vec![0, 1])];
+    let adapted = |mut net: Net, config: &LoraConfig| {
+        net.linear.detach();
+        inject(net, config).unwrap().0
+    };
+    let other = adapted(other, &config).load_record(net.clone().into_record());
+    assert_eq!(
+        host(other.embedding.forward(ids.clone())),
+        host(net.embedding.forward(ids.clone()))
+    );
+    let tokens = other.embedding.replacement().unwrap().tokens.as_ref().unwrap();
+    assert_eq!(tokens.ids(), [5, 3]);
 
     let gradients = net.embedding.forward(ids).square().sum().backward();
     let rows = net.embedding.replacement().unwrap().tokens.as_ref().unwrap().rows.val();

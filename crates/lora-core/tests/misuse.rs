@@ -283,9 +283,123 @@ fn a_combination_checks_shapes_and_values_and_shares_nothing() {
 }
 
 #[test]
-fn nothing_to_unmerge_is_an_error() {
+fn what_is_no_order_of_merging_is_told_of_a_layer_without_a_path_too() {
     let mut model = vec![linear(6, 4)];
-    assert!(matches!(unmerge(&mut model).unwrap_err().kind(), ErrorKind::NotMerged { .. }));
+    let not_merged = "this layer or model: expected a merged layer, found one that is not merged; \
+                      merge it first";
+    assert_eq!(sentence(unmerge(&mut model)), not_merged);
+    let layer = LinearConfig::new(6, 4).init(&device());
+    let mut layer = LoraLinear::wrap(layer, 2, 4.0).unwrap();
+    assert_eq!(sentence(layer.unmerge()), not_merged);
+    layer.merge().unwrap();
+    let merged =
+        "this layer or model: expected an unmerged layer, found a merged one; unmerge it first";
+    assert_eq!(sentence(layer.merge()), merged);
+}
+
+/// Merged in part, a model could be neither merged nor unmerged.
+#[test]
+fn nothing_is_attached_to_a_merged_model() {
+    let (mut model, _) = inject(vec![linear(6, 4), linear(6, 4)], &targets(&["0"])).unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("adapter");
+    let (other, _) = inject(vec![linear(6, 4), linear(6, 4)], &targets(&["1"])).unwrap();
+    save_adapter(&other, &folder, &AdapterInfo::default()).unwrap();
+    merge(&mut model).unwrap();
+    let expected = "0: expected an unmerged layer, found a merged one; unmerge it first";
+    assert_eq!(sentence(inject(model.clone(), &targets(&["1"]))), expected);
+    assert_eq!(sentence(load_adapter(model.clone(), &folder)), expected);
+    assert_eq!(sentence(AdapterSet::of(&other).attach(model.clone())), expected);
+    unmerge(&mut model).unwrap();
+    inject(model, &targets(&["1"])).unwrap();
+}
+
+/// The layers that an adapter leaves as they are, once as it starts and once with one value changed.
+#[test]
+fn an_adapter_that_changes_nothing_is_told_in_every_variant() {
+    #[derive(Module, Debug, VisitLora)]
+    struct Net {
+        q: AdaptableLinear,
+        embed: AdaptableEmbedding,
+    }
+    let net = Net { q: linear(6, 4), embed: EmbeddingConfig::new(10, 4).init(&device()).into() };
+    let q = || targets(&["q"]);
+    let with_init = |init: Init| LoraConfig { init, ..q() };
+    let mut saved = q();
+    saved.modules_to_save = vec!["embed".to_owned()];
+    let mut tokens = q();
+    tokens.trainable_tokens = vec![("embed".to_owned(), vec![3, 1])];
+    let configs = [
+        q(),
+        LoraConfig { lora_bias: true, ..q() },
+        LoraConfig { dora: true, ..q() },
+        LoraConfig { bias: TrainedBias::LoraOnly, ..q() },
+        with_init(Init::Orthogonal),
+        with_init(Init::Pissa { iterations: None }),
+        with_init(Init::Pissa { iterations: Some(2) }),
+        with_init(Init::Olora),
+        saved,
+        tokens,
+    ];
+    let temp = tempfile::tempdir().unwrap();
+    for (number, config) in configs.into_iter().enumerate() {
+        let (mut model, report) = inject(net.clone(), &config).unwrap();
+        let adapted = report.adapted.len() + report.replaced.len();
+        let load = |model: &Net, name: &str| {
+            let folder = temp.path().join(format!("{name}{number}"));
+            save_adapter(model, &folder, &AdapterInfo::default()).unwrap();
+            load_adapter(net.clone(), &folder).unwrap().1
+        };
+        let loaded = load(&model, "fresh");
+        assert_eq!(loaded.unchanged.len(), adapted, "{config:?}: {loaded}");
+        assert!(loaded.to_string().contains("was the adapter trained?"), "{loaded}");
+
+        let adapter = model.q.adapter_mut().unwrap();
+        for vector in [&mut adapter.magnitude, &mut adapter.lora_bias, &mut adapter.base_bias] {
+            let Some(param) = vector.take() else { continue };
+            *vector = Some(param.map(|values| values.mul_scalar(1.001).add_scalar(1e-4)));
+            break;
+        }
+        if !(config.dora || config.lora_bias || config.bias != TrainedBias::None) {
+            let change = |param: Param<Tensor<2>>| param.map(|value| value.add_scalar(1e-3));
+            adapter.lora_a = change(adapter.lora_a.clone());
+            adapter.lora_b = change(adapter.lora_b.clone());
+        }
+        let loaded = load(&model, "changed");
+        assert_eq!(loaded.unchanged.len(), adapted - 1, "{config:?}: {loaded}");
+        assert!(!loaded.unchanged.contains(&"q".to_owned()));
+    }
+}
+
+#[test]
+fn an_alpha_that_is_zero_in_f32_is_refused_where_it_is_given() {
+    let layer = || LinearConfig::new(6, 4).init(&device());
+    assert!(sentence(LoraLinear::wrap(layer(), 2, 1e-46)).contains("expected a finite number"));
+    assert!(sentence(inject(vec![linear(6, 4)], &LoraConfig::new(2, 1e-46))).contains("alpha"));
+}
+
+/// The derive refuses such names; whoever implements the trait may not.
+#[test]
+fn two_layers_of_one_path_are_not_saved() {
+    #[derive(Module, Debug)]
+    struct Twice {
+        layers: Vec<AdaptableLinear>,
+    }
+    impl VisitLora for Twice {
+        fn visit_lora<'a>(&'a self, _: &str, visit: &mut VisitLayer<'_, 'a>) {
+            self.layers.iter().for_each(|layer| visit("same", layer));
+        }
+        fn visit_lora_mut(&mut self, _: &str, visit: &mut VisitLayerMut<'_>) {
+            self.layers.iter_mut().for_each(|layer| visit("same", layer));
+        }
+    }
+    let net = Twice { layers: vec![linear(6, 4), linear(6, 4)] };
+    let (model, _) = inject(net, &LoraConfig::new(2, 4.0)).unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("adapter");
+    let error = sentence(save_adapter(&model, &folder, &AdapterInfo::default()));
+    assert_eq!(error, "model: expected a path of its own for each layer, found 'same' twice");
+    assert!(!folder.exists());
 }
 
 #[test]

@@ -90,7 +90,9 @@ impl<T: Weight> Seen<T> {
             let even = [tensor.layout().start_offset(), batch, head]
                 .iter()
                 .all(|offset| offset.is_multiple_of(T::PER_WORD));
-            if !rows_follow || !even {
+            let storage = tensor.storage::<T>();
+            let whole = &storage[..storage.len() / T::PER_WORD * T::PER_WORD];
+            if !rows_follow || !even || bytemuck::try_cast_slice::<_, u32>(whole).is_err() {
                 return None;
             }
         }

@@ -14,7 +14,7 @@ use crate::{FlexTensor, crew};
 /// x · W for an x with few rows.
 ///
 /// Every weight is used so few times that the product is bound by how fast W is read. So it is read once,
-/// in the order in which it is stored, by rows or by columns, each thread its own stretch; half
+/// in the order in which it is stored, by rows or by columns, each thread some stretches; half
 /// precision is widened in registers, where Burn's product makes an f32 copy of W at each call. Sums are
 /// in f32 and rounded once. That is for a W without gaps; other tensors, and many rows, take Burn's product.
 ///
@@ -45,7 +45,7 @@ const BLOCK: usize = 8;
 /// Vectors of a dot product that are worked on side by side, enough to hide how long one addition takes.
 const UNROLLED: usize = 4;
 
-/// Words of W in one thread's stretch, at least: to read so many takes longer than to hand them over.
+/// Words of W in one stretch, at least: to read so many takes longer than to hand them over.
 const STRETCH: usize = 1 << 14;
 
 /// And about at most, where each part is small.

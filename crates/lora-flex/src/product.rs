@@ -10,12 +10,13 @@ use crate::few_rows::add_product_of_few_rows;
 /// Multiplications from which a product is worth a second thread; what burn-flex takes for its own.
 pub(crate) const PARALLEL_FROM: usize = 192 * 192 * 192;
 
-/// y + left · right, written over y.
+/// y + left · right, written over y where there are more than a few rows.
 ///
 /// Burn's matmul gives every product memory of its own, and for a product as thin as this one, writing
 /// it and adding it afterwards takes several times as long as computing it. So f32 products are
 /// accumulated into y directly; other dtypes, and a y that is shared or not contiguous, take
-/// [`add_product_in_blocks`].
+/// [`add_product_in_blocks`]. Few rows, as in decoding, take the kernel of
+/// [`product_of_few_rows`](crate::product_of_few_rows), in all three dtypes.
 ///
 /// # Shapes
 /// - y `[rows, columns]`, left `[rows, rank]`, right `[rank, columns]`

@@ -1,7 +1,7 @@
 //! What stands between the products of a decoder, done by a backend in one pass where it can.
 //!
 //! Each function gives `None` on other backends, with gradients, and for tensors of another form; the
-//! caller's own operations, whose results are the same, are for those.
+//! caller's own operations are for those. The results are the same but for rounding.
 
 use burn::tensor::Tensor;
 

@@ -62,7 +62,7 @@ pub trait LoraOps: Backend {
         Self::float_add(y, Self::float_matmul(left, right))
     }
 
-    /// x W, for an x with few rows: x `[rows, d_input]`, weight `[d_input, d_output]`.
+    /// x W, where x may have few rows: x `[rows, d_input]`, weight `[d_input, d_output]`.
     #[fusion(default)]
     fn product_of_few_rows(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_matmul(x, weight)

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -29,9 +29,10 @@ use crate::target::{TargetModules, is_named};
 /// each computed in f32 and rounded once to its own dtype.
 ///
 /// One tensor is held at a time (with its f32 copy and the update), never the model: a checkpoint that
-/// does not fit into memory can be merged. Files that hold no tensors (configs, tokenizer) are copied;
-/// weights that are none of the model's (those in another format, those that an index or a
-/// `model.safetensors` stands beside), which would stay the base's, are left out and named in the report.
+/// does not fit into memory can be merged. Files that hold no tensors (configs, tokenizer, chat templates)
+/// are copied; weights that are none of the model's (those in another format, those that an index or a
+/// `model.safetensors` stands beside), which would stay the base's, and other folders are left out and
+/// named in the report.
 ///
 /// # Errors
 /// When a file cannot be read or is damaged; when the adapter has a tensor for which the checkpoint has
@@ -109,8 +110,7 @@ pub fn merge_checkpoint_with(
     let mut report = MergeReport { left_out, ..MergeReport::default() };
     write_folder_with::<Error>(output.as_ref(), |folder| {
         for other in &others {
-            let copy = folder.join(other.file_name().unwrap_or_default());
-            fs::copy(other, &copy).map_err(|source| Error::io(other, source))?;
+            copy_file(&base.join(other), &folder.join(other))?;
         }
         for shard in &shards {
             plan.write(shard, folder, &tensors, &device, &mut report)?;
@@ -134,8 +134,23 @@ fn refuse_other_order(adapter: &Path) -> Result<()> {
     }
 }
 
+/// A copy that is on the disk when this returns.
+fn copy_file(from: &Path, to: &Path) -> Result<()> {
+    let write_error = |source| Error::io(to, source);
+    if let Some(folder) = to.parent() {
+        fs::create_dir_all(folder).map_err(write_error)?;
+    }
+    let mut source = File::open(from).map_err(|source| Error::io(from, source))?;
+    let mut copy = File::create(to).map_err(write_error)?;
+    io::copy(&mut source, &mut copy).map_err(|source| Error::io(from, source))?;
+    copy.sync_all().map_err(write_error)
+}
+
 const MODEL_FILE: &str = "model.safetensors";
 const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// The folder of a tokenizer's further chat templates, as transformers writes it.
+const TEMPLATES: &str = "additional_chat_templates";
 
 /// How the names of weights end, safetensors and other formats: torch's, TensorFlow's and Flax's, rust-bert's,
 /// numpy's, ONNX, GGUF.
@@ -170,25 +185,35 @@ fn is_of_other_weights(name: &str) -> bool {
     is_weights || name == "adapter_config.json"
 }
 
-/// What a checkpoint's folder holds: the weights, what is copied, and the names of what must not be.
+/// What a checkpoint's folder holds.
 #[derive(Default)]
 struct Files {
+    /// The weights.
     shards: Vec<PathBuf>,
+    /// What is copied, from the folder on.
     others: Vec<PathBuf>,
+    /// The names of what is not.
     left_out: Vec<String>,
+}
+
+/// What lies in a folder, by name, each with whether it is a folder.
+fn entries_of(folder: &Path) -> Result<Vec<(String, bool)>> {
+    let error = |source| Error::io(folder, source);
+    let mut entries = Vec::new();
+    for entry in fs::read_dir(folder).map_err(error)? {
+        let path = entry.map_err(error)?.path();
+        // Of what a link means: one that leads nowhere is a file that is missing.
+        let is_folder = fs::metadata(&path).map_err(|source| Error::io(&path, source))?.is_dir();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        entries.push((name, is_folder));
+    }
+    entries.sort();
+    Ok(entries)
 }
 
 impl Files {
     fn of(base: &Path) -> Result<Self> {
-        let entries = fs::read_dir(base).map_err(|source| Error::io(base, source))?;
-        let mut paths = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(|source| Error::io(base, source))?.path();
-            if path.is_file() {
-                paths.push(path);
-            }
-        }
-        paths.sort();
+        let entries = entries_of(base)?;
         // One file wins where there are both, as it does where a model is loaded.
         let single = base.join(MODEL_FILE).is_file();
         let listed = match single {
@@ -196,18 +221,27 @@ impl Files {
             false => shards_of(base)?,
         };
         let mut files = Self::default();
-        for path in paths {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        for (name, is_folder) in entries {
+            if is_folder && name == TEMPLATES {
+                let templates = entries_of(&base.join(TEMPLATES))?.into_iter();
+                let templates = templates.filter(|(_, is_folder)| !is_folder);
+                files.others.extend(templates.map(|(name, _)| Path::new(TEMPLATES).join(name)));
+                continue;
+            }
+            if is_folder {
+                files.left_out.push(format!("{name}/"));
+                continue;
+            }
             let is_shard = match &listed {
                 Some(listed) => listed.contains(&name),
                 None => name.ends_with(".safetensors"),
             };
             if is_shard {
-                files.shards.push(path);
+                files.shards.push(base.join(name));
             } else if is_of_other_weights(&name) && (single || name != INDEX_FILE) {
                 files.left_out.push(name);
             } else {
-                files.others.push(path);
+                files.others.push(name.into());
             }
         }
         // A file system may find a name that it writes in another way.
@@ -242,12 +276,13 @@ fn shards_of(base: &Path) -> Result<Option<BTreeSet<String>>> {
     })?;
     let mut names = BTreeSet::new();
     for file in map.values() {
-        match file.as_str() {
-            Some(name) if !name.contains(['/', '\\']) && base.join(name).is_file() => {
-                names.insert(name.to_owned());
-            }
-            _ => return Err(malformed("weight_map", expected, file.to_string())),
+        let name = file.as_str().filter(|name| !name.contains(['/', '\\']));
+        let name = name.ok_or_else(|| malformed("weight_map", expected, file.to_string()))?;
+        if !base.join(name).is_file() {
+            let expected = "files of the folder; download the missing one";
+            return Err(malformed("weight_map", expected, format!("{name}, which is not there")));
         }
+        names.insert(name.to_owned());
     }
     Ok(Some(names))
 }
@@ -327,7 +362,7 @@ impl Plan {
         shards: &[Shard],
     ) -> Result<Self> {
         let find = |name: &str| shards.iter().find_map(|shard| shard.shape(name));
-        let reader = Reader::new(tensors);
+        let mut reader = Reader::new(tensors);
         let mut layers = BTreeMap::new();
         let mut problems = reader.problems();
         let mut unusable = Vec::new();
@@ -371,6 +406,14 @@ impl Plan {
                 let bias = slot.has_bias().then_some(Part::Bias);
                 (inject::Part::Bias, bias.into_iter().collect::<Vec<_>>())
             };
+            let size = match &part {
+                inject::Part::LowRank(config) => config.rank,
+                inject::Part::Tokens(ids) => ids.len(),
+                inject::Part::Whole | inject::Part::Bias => 0,
+            };
+            // The weight that PEFT writes beside is compared when this layer is merged.
+            let needed = own.iter().filter(|part| **part != Part::BaseWeight);
+            problems.extend(needed.flat_map(|part| reader.unfit(&path, &slot, *part, size)));
             let left = parts.iter().filter(|part| !own.contains(part));
             problems.extend(left.map(|part| {
                 let key = super::keys::key(&path, slot.kind, *part);

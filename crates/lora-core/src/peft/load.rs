@@ -15,13 +15,16 @@ use super::config::{field_of, read_config};
 use super::fingerprint::fingerprint;
 use super::keys::{self, Part, Slot};
 use super::{CONFIG_FILE, FINGERPRINT, PICKLE_FILE, WEIGHTS_FILE};
-use crate::adapter::{LoraAdapter, adapter_dtype, check_grouped};
+use crate::adapter::{
+    LoraAdapter, adapter_dtype, check_grouped, column_squares, in_dtype, in_full,
+};
 use crate::config::AdapterConfig;
 use crate::error::{Error, ErrorKind, Result, first_few};
 use crate::frozen::LayerKind;
 use crate::init::Init;
 use crate::inject::{self, InjectReport, Plan};
 use crate::layer::Adaptation;
+use crate::linalg::to_host;
 use crate::replacement::{Replacement, TokenRows};
 use crate::set::AdapterSet;
 use crate::visit::VisitLora;
@@ -57,7 +60,7 @@ pub struct LoadReport {
     pub missing: Vec<String>,
     /// Keys of the file that belong to nothing.
     pub unused: Vec<String>,
-    /// Layers that the adapter leaves as they are: its update is zero.
+    /// Layers that the adapter leaves as they are.
     pub unchanged: Vec<String>,
     /// Whether the base is the one that the adapter was made over; `None` where the file does not say.
     pub same_base: Option<bool>,
@@ -75,9 +78,9 @@ impl fmt::Display for LoadReport {
                 write!(f, "\n{what}: {}", first_few(names, ", "))?;
             }
         }
-        let adapted = &self.applied.adapted;
-        if !adapted.is_empty() && self.unchanged.len() == adapted.len() {
-            write!(f, "\nthe update of every layer is zero: was the adapter trained?")?;
+        let adapted = self.applied.adapted.len() + self.applied.replaced.len();
+        if adapted > 0 && self.unchanged.len() == adapted {
+            write!(f, "\nevery layer stays as it is: was the adapter trained?")?;
         }
         if self.same_base == Some(false) {
             write!(f, "\nmade over another base")?;
@@ -230,7 +233,12 @@ impl<'a> Reader<'a> {
             let fits = |adaptation| layer.check(&adaptation).map(|()| adaptation);
             let adaptation = self.part(path, &slot, &part, &weight).transpose();
             match adaptation.map(|adaptation| adaptation.and_then(fits)) {
-                Some(Ok(adaptation)) => entries.push((path.to_owned(), adaptation)),
+                Some(Ok(adaptation)) => {
+                    if changes_nothing(&adaptation, &weight, layer.bias()) {
+                        self.unchanged.push(path.to_owned());
+                    }
+                    entries.push((path.to_owned(), adaptation));
+                }
                 Some(Err(error)) => failure = failure.take().or(Some(error.at(path))),
                 None => {}
             }
@@ -287,6 +295,20 @@ impl<'a> Reader<'a> {
         read.filter(|_| problems.is_empty()).ok_or_else(|| {
             ErrorKind::AdapterMismatch { path: WEIGHTS_FILE.into(), problems }.into()
         })
+    }
+
+    /// What is wrong with this part of a layer, which is looked at no more.
+    pub(super) fn unfit(
+        &mut self,
+        path: &str,
+        slot: &Slot,
+        part: Part,
+        size: usize,
+    ) -> Option<String> {
+        let known = self.problems.len();
+        self.take(path, slot, part, size);
+        let missing = self.missing.pop().map(|key| format!("{key} is missing"));
+        missing.or_else(|| self.problems.drain(known..).next())
     }
 
     /// Looks at this part no more.
@@ -351,8 +373,6 @@ impl<'a> Reader<'a> {
         let [lora_bias, magnitude, base_bias] =
             optional.map(|read| Some(Param::from_tensor(read??.vector(&device, dtype))));
 
-        let is_zero = a.is_zero() || b.is_zero();
-        let alone = lora_bias.is_none() && magnitude.is_none() && base_bias.is_none();
         let [lora_a, lora_b] = [a, b].map(|matrix| matrix.matrix(&device, dtype));
         let mut adapter =
             LoraAdapter::from_tensors_grouped(lora_a, lora_b, config.alpha, config.scaling)?;
@@ -370,8 +390,6 @@ impl<'a> Reader<'a> {
                 ));
             }
             adapter.start_at(weight, config)?;
-        } else if is_zero && alone {
-            self.unchanged.push(path.to_owned());
         }
         Ok(Some(Adaptation::LowRank(adapter)))
     }
@@ -460,10 +478,6 @@ struct HostTensor {
 }
 
 impl HostTensor {
-    fn is_zero(&self) -> bool {
-        self.values.iter().all(|value| *value == 0.0)
-    }
-
     /// In our layout, once and for all: every forward pass reads it.
     fn matrix(self, device: &Device, dtype: DType) -> Tensor<2> {
         let (rows, columns) = (self.rows, self.columns);
@@ -482,6 +496,63 @@ impl HostTensor {
         let length = self.values.len();
         Tensor::from_data(TensorData::new(self.values, [length]), (device, dtype))
     }
+}
+
+/// Whether a layer with this weight and bias stays as it is, but for rounding.
+fn changes_nothing(adaptation: &Adaptation, weight: &Tensor<2>, bias: Option<Tensor<1>>) -> bool {
+    let weight = weight.clone().without_autodiff();
+    match adaptation {
+        Adaptation::LowRank(adapter) => {
+            is_no_update(adapter)
+                && adapter
+                    .lora_bias
+                    .iter()
+                    .all(|own| own.val().abs().max().into_scalar::<f32>() == 0.0)
+                && adapter.base_bias.iter().all(|own| is_same(own, bias.clone()))
+                && adapter
+                    .magnitude
+                    .iter()
+                    .all(|own| is_same(own, Some(column_squares(&weight).sqrt())))
+        }
+        Adaptation::Replacement(part) => {
+            part.weight.iter().all(|own| is_same(own, Some(weight.clone())))
+                && part.bias.iter().all(|own| is_same(own, bias.clone()))
+                && part
+                    .tokens
+                    .iter()
+                    .all(|tokens| is_same(&tokens.rows, Some(tokens.rows_of(&weight))))
+        }
+    }
+}
+
+/// Whether they differ by rounding to f32 only.
+fn is_same<const D: usize>(own: &Param<Tensor<D>>, other: Option<Tensor<D>>) -> bool {
+    const ROUNDING: f32 = 1e-6;
+
+    let Some(other) = other else { return false };
+    let own = in_full(own.val().without_autodiff());
+    let other = in_dtype(other.without_autodiff(), own.dtype());
+    let largest = other.clone().abs().max().into_scalar::<f32>();
+    (own - other).abs().max().into_scalar::<f32>() <= ROUNDING * largest
+}
+
+/// Whether A·B is zero. That of a start which is not is taken off again by further ranks, which cancels but for
+/// rounding: with the Gram matrices of A and B, ‖A·B‖² = tr(AᵀA BBᵀ), in f64.
+fn is_no_update(adapter: &LoraAdapter) -> bool {
+    const ROUNDING: f64 = 1e-6;
+
+    let (a, b) = adapter.factors();
+    let [a, b] = [a, b].map(|factor| to_host(&in_full(factor.without_autodiff())));
+    let scale = a.norm_l2() * b.norm_l2();
+    if scale == 0.0 || a.ncols() != b.nrows() {
+        return scale == 0.0; // in groups, B has the ranks of one
+    }
+    let (down, up) = (a.transpose() * &a, &b * b.transpose());
+    let squared: f64 = (0..down.ncols())
+        .flat_map(|column| (0..down.nrows()).map(move |row| (row, column)))
+        .map(|(row, column)| down[(row, column)] * up[(column, row)])
+        .sum();
+    squared.max(0.0).sqrt() <= ROUNDING * scale
 }
 
 /// Whether two tensors of a file are equal to the bit.

@@ -1,6 +1,6 @@
 //! Writing an adapter's folder, whole or not at all.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -62,6 +62,11 @@ pub(crate) fn adapter_files<M: VisitLora>(
 ) -> Result<[(&'static str, Vec<u8>); 2]> {
     check_unmixed(model)?;
     let layers = layers(model, form)?;
+    let mut paths = BTreeSet::new();
+    if let Some(layer) = layers.iter().find(|layer| !paths.insert(&layer.path)) {
+        let found = format!("'{}' twice", layer.path);
+        return Err(Error::setting("model", "a path of its own for each layer", found));
+    }
     let config = describe(&layers)?;
     let json = serde_json::to_string_pretty(&to_json(&config, info))
         .expect("a value of strings and finite numbers is always JSON");
@@ -170,7 +175,7 @@ fn describe(layers: &[Layer]) -> Result<LoraConfig> {
         let Some(Adaptation::Replacement(part)) = &layer.adaptation else { continue };
         match (&part.weight, &part.tokens, &part.bias) {
             (None, Some(tokens), _) => {
-                config.trainable_tokens.push((layer.path.clone(), tokens.ids().to_vec()));
+                config.trainable_tokens.push((layer.path.clone(), tokens.ids()));
             }
             (None, None, Some(_)) => config.bias = TrainedBias::All,
             _ => {}
@@ -275,7 +280,7 @@ fn tensors(layers: &[Layer]) -> Result<Vec<NamedBytes>> {
                 }
                 if let Some(tokens) = &replacement.tokens {
                     let rows = matrix(Part::Tokens, &tokens.rows);
-                    add(Part::Tokens, tokens.ids().len(), rows)?;
+                    add(Part::Tokens, tokens.count(), rows)?;
                 }
             }
         }

@@ -153,7 +153,7 @@ impl fmt::Display for CombineReport {
 /// dropout) where they are a layer's only part, with weight 1.
 ///
 /// # Errors
-/// When there is no part; a weight, or a value of a set, is not finite; a rank or density cannot be
+/// When there is no part; a weight, a value of a set or one of the result is not finite; a rank or density cannot be
 /// used; a singular value decomposition does not converge. [`ErrorKind::NotCombinable`] names all the
 /// layers that have no such combination: DoRA, replaced values and biases as above; any DoRA where a
 /// rank is to be cut; grouped convolutions where a rank is to be cut, since their update is no product
@@ -211,6 +211,9 @@ pub fn combine(
     let mut entries = Vec::new();
     for (path, shares) in layers {
         let (adaptation, error) = how.apply(path, &shares).map_err(|error| error.at(path))?;
+        if !is_finite(&adaptation) {
+            return Err(ErrorKind::NonFinite { path: path.to_owned() }.into()); // beyond f32
+        }
         let rank = match &adaptation {
             Adaptation::LowRank(adapter) => Some(adapter.rank()),
             Adaptation::Replacement(_) => None,

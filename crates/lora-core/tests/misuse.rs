@@ -270,6 +270,10 @@ fn a_combination_checks_shapes_and_values_and_shares_nothing() {
         let error = combine(&[(&set(6, f32::NAN), 1.0)], how).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::NonFinite { path } if path == "x"), "{error}");
     }
+    for how in [Combination::Cat, Combination::Linear { rank }] {
+        let error = combine(&[(&set(6, 1.0), 1e300)], how).unwrap_err();
+        assert!(!matches!(error.kind(), ErrorKind::NotCombinable { .. }), "{error}");
+    }
 
     let config = LoraConfig { dora: true, ..LoraConfig::new(2, 4.0) };
     let (model, _) = inject(vec![linear(6, 4)], &config).unwrap();

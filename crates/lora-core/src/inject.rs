@@ -96,9 +96,10 @@ pub(crate) fn frozen_beside_adapters<M: Module + VisitLora>(model: M) -> M {
 ///
 /// # Errors
 /// When an entry of a list or a pattern of `config` matches nothing, the settings contradict each other,
-/// a number cannot be used ([`ErrorKind::Config`] tells all of it at once), or a target has an adapter
-/// already. All of it is checked before anything is attached.
+/// a number cannot be used ([`ErrorKind::Config`] tells all of it at once), a target has an adapter
+/// already, or a layer is merged. All of it is checked before anything is attached.
 pub fn inject<M: Module + VisitLora>(model: M, config: &LoraConfig) -> Result<(M, InjectReport)> {
+    check_unmerged(&model)?;
     let plan = Plan::new(&model, config, |mut selection, problems| {
         selection.problems.extend(problems);
         selection.problems.extend(biases_elsewhere(&model, config));
@@ -155,7 +156,6 @@ impl Plan {
         config: &LoraConfig,
         accept: impl FnOnce(Selection, Vec<ConfigProblem>) -> Result<Vec<bool>>,
     ) -> Result<Self> {
-        check_unmerged(model)?;
         let mut layers = Vec::new();
         model.visit_lora("", &mut |path, layer| layers.push((path.to_owned(), layer)));
         let is_candidate = |layer: &&dyn AdaptableLayer| {

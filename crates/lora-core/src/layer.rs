@@ -38,11 +38,12 @@ impl<F: FrozenLayer> LoraLayer<F> {
         Self { base, adapter, squares, merged: None, samples: None, enabled: true }
     }
 
-    /// Another adapter in place of this one. The norms of W, which DoRA needs, are kept.
+    /// Another adapter in place of this one. The norms of W are kept from one DoRA adapter to the next, and
+    /// are there for no other, so that a record has them or not whatever was on before.
     fn exchange(&mut self, adapter: LoraAdapter) {
-        if adapter.magnitude.is_some() && self.squares.is_none() {
-            self.squares = Some(squares_of(&self.base));
-        }
+        let kept = self.squares.take();
+        let needed = adapter.magnitude.is_some();
+        self.squares = needed.then(|| kept.unwrap_or_else(|| squares_of(&self.base)));
         self.adapter = adapter;
         self.merged = None;
         self.samples = None;

@@ -65,8 +65,8 @@ impl AdapterSet {
     /// Freezes the model and puts this set on its layers.
     ///
     /// # Errors
-    /// When a path is no layer of the model, a layer has an adapter already, or shapes do not fit. All
-    /// of it is checked before anything is attached.
+    /// When a path is no layer of the model, a layer has an adapter already, shapes do not fit, or a layer of
+    /// the model is merged. All of it is checked before anything is attached.
     pub fn attach<M: Module + VisitLora>(self, model: M) -> Result<(M, InjectReport)> {
         check_unmerged(&model)?;
         self.check(&model)?;

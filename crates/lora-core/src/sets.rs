@@ -3,7 +3,7 @@
 use std::ops::Deref;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::adapter::{LoraAdapter, full_of, in_dtype, on};
 use crate::combination::{Share, low_rank_parts, no_sum, sum};
@@ -633,6 +633,11 @@ struct NewIds;
 
 impl ModuleMapper for NewIds {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let (_, value, mapper) = param.consume();
+        Param::from_mapped_value(ParamId::new(), value, mapper)
+    }
+
+    fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
         let (_, value, mapper) = param.consume();
         Param::from_mapped_value(ParamId::new(), value, mapper)
     }

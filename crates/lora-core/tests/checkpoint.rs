@@ -344,6 +344,14 @@ fn a_link_that_leads_nowhere_is_told() {
     write(&adapter.join("adapter_model.safetensors"), &factors(), Dtype::F32);
     fs::write(adapter.join("adapter_config.json"), config(json!({})).to_string()).unwrap();
     write(&base.join("model.safetensors"), &[q()], Dtype::F32);
+    // Nothing is missed of what is not copied.
+    for name in ["pytorch_model.bin", ".#config.json"] {
+        std::os::unix::fs::symlink("gone", base.join(name)).unwrap();
+    }
+    let report = merge_checkpoint(&base, &adapter, &output, &Device::flex()).unwrap();
+    assert_eq!(report.left_out, [".#config.json", "pytorch_model.bin"]);
+    fs::remove_dir_all(&output).unwrap();
+
     std::os::unix::fs::symlink("gone", base.join("tokenizer.json")).unwrap();
     let error = sentence(merge_checkpoint(&base, &adapter, &output, &Device::flex()));
     assert!(error.contains("tokenizer.json: cannot be read"), "{error}");

@@ -950,3 +950,21 @@ fn a_combination_trains_and_starting_products_go_in_first() {
     let before = net.outputs(FIXED);
     assert_ne!(step(net, FIXED).outputs(FIXED), before);
 }
+
+/// A record has what the set in use needs, whatever was in use before.
+#[test]
+fn the_record_of_a_switched_model_is_that_of_a_fresh_one() {
+    let net = FIXED.net();
+    let dora = configured(FIXED, &LoraConfig { dora: true, ..config(1) });
+    let plain = configured(FIXED, &config(2));
+    let mut sets = AdapterSets::new();
+    sets.insert("dora", dora).unwrap();
+    sets.insert("plain", plain).unwrap();
+    let mut switched = net.clone();
+    sets.activate(&mut switched, "dora").unwrap();
+    sets.activate(&mut switched, "plain").unwrap();
+    let mut fresh = net;
+    sets.activate(&mut fresh, "plain").unwrap();
+    let loaded = fresh.load_record(switched.clone().into_record());
+    assert_eq!(loaded.outputs(FIXED), switched.outputs(FIXED));
+}

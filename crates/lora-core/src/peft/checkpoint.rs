@@ -1,6 +1,7 @@
 //! Merging an adapter into a checkpoint's files, tensor by tensor.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -140,9 +141,12 @@ fn copy_file(from: &Path, to: &Path) -> Result<()> {
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder).map_err(write_error)?;
     }
-    let mut source = File::open(from).map_err(|source| Error::io(from, source))?;
+    let read_error = |source| Error::io(from, source);
+    let mut source = File::open(from).map_err(read_error)?;
+    let permissions = source.metadata().map_err(read_error)?.permissions();
     let mut copy = File::create(to).map_err(write_error)?;
-    io::copy(&mut source, &mut copy).map_err(|source| Error::io(from, source))?;
+    io::copy(&mut source, &mut copy).map_err(write_error)?;
+    copy.set_permissions(permissions).map_err(write_error)?;
     copy.sync_all().map_err(write_error)
 }
 
@@ -196,24 +200,30 @@ struct Files {
     left_out: Vec<String>,
 }
 
-/// What lies in a folder, by name, each with whether it is a folder.
-fn entries_of(folder: &Path) -> Result<Vec<(String, bool)>> {
+/// What lies in a folder, by name: its files, and the names of what is none.
+fn entries_of(folder: &Path) -> Result<(Vec<OsString>, Vec<String>)> {
     let error = |source| Error::io(folder, source);
-    let mut entries = Vec::new();
+    let (mut files, mut others) = (Vec::new(), Vec::new());
     for entry in fs::read_dir(folder).map_err(error)? {
-        let path = entry.map_err(error)?.path();
-        // Of what a link means: one that leads nowhere is a file that is missing.
-        let is_folder = fs::metadata(&path).map_err(|source| Error::io(&path, source))?.is_dir();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        entries.push((name, is_folder));
+        let entry = entry.map_err(error)?;
+        let name = entry.file_name();
+        let shown = name.to_string_lossy().into_owned();
+        match fs::metadata(entry.path()) {
+            Ok(metadata) if metadata.is_file() => files.push(name),
+            Ok(metadata) if metadata.is_dir() => others.push(format!("{shown}/")),
+            Ok(_) => others.push(shown),
+            // A link that leads nowhere: of what would not be copied anyway, or of a file that is missing.
+            Err(_) if shown.starts_with('.') || is_of_other_weights(&shown) => others.push(shown),
+            Err(source) => return Err(Error::io(entry.path(), source)),
+        }
     }
-    entries.sort();
-    Ok(entries)
+    files.sort();
+    Ok((files, others))
 }
 
 impl Files {
     fn of(base: &Path) -> Result<Self> {
-        let entries = entries_of(base)?;
+        let (names, mut left_out) = entries_of(base)?;
         // One file wins where there are both, as it does where a model is loaded.
         let single = base.join(MODEL_FILE).is_file();
         let listed = match single {
@@ -221,29 +231,28 @@ impl Files {
             false => shards_of(base)?,
         };
         let mut files = Self::default();
-        for (name, is_folder) in entries {
-            if is_folder && name == TEMPLATES {
-                let templates = entries_of(&base.join(TEMPLATES))?.into_iter();
-                let templates = templates.filter(|(_, is_folder)| !is_folder);
-                files.others.extend(templates.map(|(name, _)| Path::new(TEMPLATES).join(name)));
-                continue;
-            }
-            if is_folder {
-                files.left_out.push(format!("{name}/"));
-                continue;
-            }
+        if let Some(place) = left_out.iter().position(|name| *name == format!("{TEMPLATES}/")) {
+            let (templates, others) = entries_of(&base.join(TEMPLATES))?;
+            files.others.extend(templates.iter().map(|name| Path::new(TEMPLATES).join(name)));
+            left_out.swap_remove(place);
+            left_out.extend(others.iter().map(|name| format!("{TEMPLATES}/{name}")));
+        }
+        files.left_out = left_out;
+        for file in names {
+            let name = file.to_string_lossy().into_owned();
             let is_shard = match &listed {
                 Some(listed) => listed.contains(&name),
                 None => name.ends_with(".safetensors"),
             };
             if is_shard {
-                files.shards.push(base.join(name));
+                files.shards.push(base.join(file));
             } else if is_of_other_weights(&name) && (single || name != INDEX_FILE) {
                 files.left_out.push(name);
             } else {
-                files.others.push(name.into());
+                files.others.push(file.into());
             }
         }
+        files.left_out.sort();
         // A file system may find a name that it writes in another way.
         if listed.is_some_and(|listed| !listed.is_empty() && files.shards.len() != listed.len()) {
             let (expected, found) = ("the files by the names that the index has", "others");

@@ -22,7 +22,7 @@ use crate::config::AdapterConfig;
 use crate::error::{Error, ErrorKind, Result, first_few};
 use crate::frozen::LayerKind;
 use crate::init::Init;
-use crate::inject::{self, InjectReport, Plan};
+use crate::inject::{self, InjectReport, Plan, check_unmerged};
 use crate::layer::Adaptation;
 use crate::linalg::to_host;
 use crate::replacement::{Replacement, TokenRows};
@@ -95,7 +95,8 @@ impl fmt::Display for LoadReport {
 /// # Errors
 /// When a file cannot be read or is damaged; when the config asks for something unknown here; when
 /// a tensor is missing, unused, of the wrong shape or not finite (all of them are named); when the
-/// adapter was made over another base. All of it is checked before anything is attached.
+/// adapter was made over another base; when the model is merged. All of it is checked before anything is
+/// attached.
 pub fn load_adapter<M: Module + VisitLora>(
     model: M,
     folder: impl AsRef<Path>,
@@ -112,6 +113,7 @@ pub fn load_adapter_with<M: Module + VisitLora>(
     folder: impl AsRef<Path>,
     options: &LoadOptions,
 ) -> Result<(M, LoadReport)> {
+    check_unmerged(&model)?;
     let (set, mut report) = read_adapter(&model, folder, options)?;
     let (model, applied) = set.attach(model)?;
     report.applied = applied;
@@ -121,7 +123,7 @@ pub fn load_adapter_with<M: Module + VisitLora>(
 /// Reads the adapter in `folder` for the model, without putting it on. `applied` of the report is empty.
 ///
 /// # Errors
-/// As [`load_adapter`].
+/// As [`load_adapter`], less what the model's state bars.
 pub fn read_adapter<M: VisitLora>(
     model: &M,
     folder: impl AsRef<Path>,
@@ -529,11 +531,20 @@ fn changes_nothing(adaptation: &Adaptation, weight: &Tensor<2>, bias: Option<Ten
 fn is_same<const D: usize>(own: &Param<Tensor<D>>, other: Option<Tensor<D>>) -> bool {
     const ROUNDING: f32 = 1e-6;
 
+    /// Values that are compared at a time: of a layer that trained, the first are enough.
+    const BLOCK: usize = 1 << 20;
+
     let Some(other) = other else { return false };
-    let own = in_full(own.val().without_autodiff());
-    let other = in_dtype(other.without_autodiff(), own.dtype());
-    let largest = other.clone().abs().max().into_scalar::<f32>();
-    (own - other).abs().max().into_scalar::<f32>() <= ROUNDING * largest
+    let (own, other) = (own.val().without_autodiff(), other.without_autodiff());
+    let rows = own.dims()[0];
+    let block = (BLOCK * rows / own.shape().num_elements().max(1)).max(1);
+    (0..rows).step_by(block).all(|start| {
+        let [own, other] = [&own, &other]
+            .map(|whole| in_full(whole.clone().slice(start..rows.min(start + block))));
+        let other = in_dtype(other, own.dtype());
+        let largest = other.clone().abs().max().into_scalar::<f32>();
+        (own - other).abs().max().into_scalar::<f32>() <= ROUNDING * largest
+    })
 }
 
 /// Whether A·B is zero. That of a start which is not is taken off again by further ranks, which cancels but for
@@ -542,7 +553,17 @@ fn is_no_update(adapter: &LoraAdapter) -> bool {
     const ROUNDING: f64 = 1e-6;
 
     let (a, b) = adapter.factors();
-    let [a, b] = [a, b].map(|factor| to_host(&in_full(factor.without_autodiff())));
+    let [a, b] = [a, b].map(|factor| in_full(factor.without_autodiff()));
+    if a.dims()[1] == b.dims()[0] {
+        // What it does to one vector tells nearly every update that is one.
+        let largest = |matrix: Tensor<2>| matrix.abs().max().into_scalar::<f32>();
+        let down = b.clone().sum_dim(1); // [rank, 1]
+        let most = largest(a.clone()) * largest(down.clone());
+        if largest(a.clone().matmul(down)) > 1e-3 * most {
+            return false;
+        }
+    }
+    let [a, b] = [a, b].map(|factor| to_host(&factor));
     let scale = a.norm_l2() * b.norm_l2();
     if scale == 0.0 || a.ncols() != b.nrows() {
         return scale == 0.0; // in groups, B has the ranks of one

@@ -63,7 +63,8 @@ pub(crate) fn adapter_files<M: VisitLora>(
     check_unmixed(model)?;
     let layers = layers(model, form)?;
     let mut paths = BTreeSet::new();
-    if let Some(layer) = layers.iter().find(|layer| !paths.insert(&layer.path)) {
+    let mut adapted = layers.iter().filter(|layer| layer.adaptation.is_some());
+    if let Some(layer) = adapted.find(|layer| !paths.insert(&layer.path)) {
         let found = format!("'{}' twice", layer.path);
         return Err(Error::setting("model", "a path of its own for each layer", found));
     }

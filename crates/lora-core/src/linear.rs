@@ -86,9 +86,9 @@ impl LoraLayer<FrozenLinear> {
         if let Some(merged) = self.merged() {
             return apply(input, merged.weight.clone(), merged.bias.clone());
         }
-        let (a, b, scaling) = self.factors();
         let weight = self.base.weight();
         if let Some(samples) = &self.samples {
+            let (a, b, scaling) = self.factors();
             samples.check(&input.dims());
             return fold_rows(input, |rows| {
                 let each = |values| for_each_row(values, rows.dims()[0]);
@@ -106,12 +106,17 @@ impl LoraLayer<FrozenLinear> {
         }
         fold_rows(input, |rows| {
             let (output, scale) = if let Some(dropped) = self.adapter.dropped(&rows) {
+                let (a, b, scaling) = self.factors();
                 let update = dropped.matmul(a).mul_scalar(scaling).matmul(b);
                 (rows.matmul(weight) + update, self.column_scale())
-            } else if let Some((product, scale)) = self.product_and_column_scale(&rows) {
-                (lora_linear_over(product, rows, weight, a, b, scaling), Some(scale))
             } else {
-                (lora_linear(rows, weight, a, b, scaling), self.column_scale())
+                let ((a, b), scaling) = (self.adapter.factors(), self.adapter.scaling());
+                match self.product_and_column_scale(&rows) {
+                    Some((product, scale)) => {
+                        (lora_linear_over(product, rows, weight, a, b, scaling), Some(scale))
+                    }
+                    None => (lora_linear(rows, weight, a, b, scaling), self.column_scale()),
+                }
             };
             let output = match scale {
                 Some(scale) => scaled(output, scale.unsqueeze()),

@@ -157,6 +157,45 @@ fn gradients_are_those_of_the_composed_operations() {
     }
 }
 
+/// An f32 adapter beside a base in half precision is multiplied as it is, and its gradients are not rounded.
+#[test]
+fn f32_factors_beside_half_precision_get_gradients_in_full() {
+    let on =
+        |shape: [usize; 2], seed, dtype| tensor(&values(shape[0] * shape[1], seed), shape, dtype);
+    for dtype in [DType::BF16, DType::F16] {
+        for [rows, d_input, d_output, rank] in [[3, 64, 48, 4], [200, 64, 48, 4]] {
+            let [x, w, g] = [([rows, d_input], 1), ([d_input, d_output], 2), ([rows, d_output], 3)]
+                .map(|(shape, seed)| on(shape, seed, dtype));
+            let [a, b] = [([d_input, rank], 4), ([rank, d_output], 5)]
+                .map(|(shape, seed)| on(shape, seed, DType::F32));
+            let run = |wide: bool| {
+                let [x, w, g] =
+                    [&x, &w, &g].map(|t| if wide { t.clone().cast(DType::F64) } else { t.clone() });
+                let [a, b] =
+                    [&a, &b].map(|t| if wide { t.clone().cast(DType::F64) } else { t.clone() });
+                let [x, a, b] = [x, a, b].map(|t| t.detach().require_grad());
+                let y = lora_linear(x.clone(), w, a.clone(), b.clone(), SCALING);
+                let gradients = (y.clone() * g).sum().backward();
+                let [dx, da, db] = [x, a, b].map(|leaf| leaf.grad(&gradients).unwrap());
+                (y, dx, da, db)
+            };
+            let ((y, dx, da, db), (exact_y, exact_dx, exact_da, exact_db)) =
+                (run(false), run(true));
+            assert_eq!([y.dtype(), dx.dtype()], [dtype; 2]);
+            assert_eq!([da.dtype(), db.dtype()], [DType::F32; 2]);
+            for (name, found, exact, tolerance) in [
+                ("y", y, exact_y, 1e-2),
+                ("dx", dx, exact_dx, 1e-2),
+                ("dA", da, exact_da, 2e-6),
+                ("dB", db, exact_db, 2e-6),
+            ] {
+                let exact: Vec<f64> = exact.into_data().iter::<f64>().collect();
+                assert_close(name, found, &exact, tolerance);
+            }
+        }
+    }
+}
+
 #[test]
 fn an_input_that_needs_no_gradient_gets_none() {
     let device = device();

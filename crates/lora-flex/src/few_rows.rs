@@ -66,7 +66,8 @@ fn multiply<T: Weight>(x: &FlexTensor, weight: &FlexTensor) -> Option<FlexTensor
     Some(tensor_of(output, [dims(x)[0], dims(weight)[1]]))
 }
 
-/// y + left · right for few rows, rounded once; `None` for many rows and tensors of another form.
+/// y + left · right for few rows, rounded once; left and right in the dtype of y or in f32. `None` for
+/// many rows and tensors of another form.
 pub(crate) fn add_product_of_few_rows(
     y: &FlexTensor,
     left: &FlexTensor,
@@ -74,20 +75,20 @@ pub(crate) fn add_product_of_few_rows(
 ) -> Option<FlexTensor> {
     let few =
         dims(left)[0] <= if y.dtype() == DType::F32 { MOST_ROWS } else { MOST_ROWS_OF_HALVES };
-    let same = left.dtype() == y.dtype() && right.dtype() == y.dtype();
+    let same = left.dtype() == right.dtype() && [y.dtype(), DType::F32].contains(&left.dtype());
     let fits = dims(left)[1] == dims(right)[0] && dims(y) == [dims(left)[0], dims(right)[1]];
     if !few || !same || !fits {
         return None;
     }
-    by_dtype!(y.dtype(), add_product(y, left, right))
+    let sums = by_dtype!(right.dtype(), product_in_f32(left, right))?;
+    by_dtype!(y.dtype(), add(y, sums))
 }
 
-fn add_product<T: Weight>(
-    y: &FlexTensor,
-    left: &FlexTensor,
-    right: &FlexTensor,
-) -> Option<FlexTensor> {
-    let sums = sums::<T>(&rows_of::<T>(left), right)?;
+fn product_in_f32<T: Weight>(left: &FlexTensor, right: &FlexTensor) -> Option<Vec<f32>> {
+    sums::<T>(&rows_of::<T>(left), right)
+}
+
+fn add<T: Weight>(y: &FlexTensor, sums: Vec<f32>) -> Option<FlexTensor> {
     let output = rows_of::<T>(y).into_iter().zip(sums).map(|(y, sum)| T::round(y + sum)).collect();
     Some(tensor_of::<T>(output, dims(y)))
 }
@@ -417,10 +418,16 @@ mod tests {
     fn what_is_added_is_the_product_and_rounded_once() {
         for (dtype, bound) in [(DType::F32, 2e-6), (DType::F16, 6e-4), (DType::BF16, 4.5e-3)] {
             for [rows, rank, d_output] in [[1, 8, 192], [4, 2, 66], [3, 64, 6]] {
-                let [y, left] = [([rows, d_output], 1), ([rows, rank], 2)]
-                    .map(|(shape, seed)| in_dtype(tensor(shape, seed), dtype));
-                for form in [tensor, transposed] {
-                    let right = in_dtype(form([rank, d_output], 4), dtype);
+                let y = in_dtype(tensor([rows, d_output], 1), dtype);
+                // Beside a y in half precision, the factors of an f32 adapter are multiplied as they are.
+                for (form, factors) in [
+                    (tensor as fn([usize; 2], u64) -> FlexTensor, dtype),
+                    (transposed, dtype),
+                    (tensor, DType::F32),
+                    (transposed, DType::F32),
+                ] {
+                    let left = in_dtype(tensor([rows, rank], 2), factors);
+                    let right = in_dtype(form([rank, d_output], 4), factors);
                     let wide =
                         |tensor: &FlexTensor| Flex::float_cast(tensor.clone(), FloatDType::F64);
                     let exact = Flex::float_matmul(wide(&left), wide(&right));
@@ -442,7 +449,11 @@ mod tests {
         assert!(has_kernel(tensor([3, 6], 1), 3));
         assert!(!has_kernel(tensor([3, 5], 1), 3));
         assert!(!has_kernel(tensor([5, 6], 1), 5));
-        assert!(!has_kernel(in_dtype(tensor([3, 6], 1), DType::BF16), 3));
+        assert!(has_kernel(in_dtype(tensor([3, 6], 1), DType::BF16), 3));
+        assert!(!has_kernel(Flex::float_cast(tensor([3, 6], 1), FloatDType::F64), 3));
+        let halves = |tensor| in_dtype(tensor, DType::BF16);
+        let (left, right) = (halves(tensor([3, 2], 2)), halves(tensor([2, 6], 4)));
+        assert!(add_product_of_few_rows(&tensor([3, 6], 1), &left, &right).is_none());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! `lora-core` and `lora-models` use this crate when their feature `flex` is on; nobody else needs it.
 //!
 //! ```text
+//! scaled_product       scaling · x · factor   [rows, inner] [inner, columns], one of both the rank
 //! add_product          y + left · right       [rows, columns] + [rows, rank] [rank, columns]
 //! transposed_product   left^T · right         [rows, m]^T [rows, n], one of them narrow
 //! product_of_few_rows  x · W                  [rows, d_input] [d_input, d_output]
@@ -32,7 +33,7 @@ use burn::backend::{Flex, tensor::FloatTensor};
 pub use attend::attend;
 pub use few_rows::product_of_few_rows;
 pub use pointwise::{gated, rms_norm, rotate};
-pub use product::{add_product, add_product_in_blocks};
+pub use product::{add_product, add_product_in_blocks, scaled_product};
 pub use transposed::{transposed_product, transposed_product_by_matmul};
 
 /// A float tensor of Flex.

@@ -2,13 +2,41 @@
 
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Flex, TensorMetadata};
-use burn::tensor::{DType, Slice};
+use burn::tensor::{DType, FloatDType, Slice};
 
 use crate::FlexTensor;
-use crate::few_rows::add_product_of_few_rows;
+use crate::few_rows::{add_product_of_few_rows, product_of_few_rows};
 
 /// Multiplications from which a product is worth a second thread; what burn-flex takes for its own.
 pub(crate) const PARALLEL_FROM: usize = 192 * 192 * 192;
+
+/// scaling · x · factor, where one side is as small as the rank.
+///
+/// An f32 factor beside an x in half precision is not rounded: the product is formed in f32 from the values
+/// that x has. Burn's product of two in half precision widens both as well, and then rounds.
+///
+/// # Shapes
+/// - x `[rows, inner]`, factor `[inner, columns]`, output `[rows, columns]`, in f32 where one of them is
+///
+/// # Panics
+/// When the shapes do not fit each other, or the dtypes differ other than f32 beside half precision.
+pub fn scaled_product(x: FlexTensor, factor: FlexTensor, scaling: f64) -> FlexTensor {
+    let (x, factor) = in_one_dtype(x, factor);
+    Flex::float_mul_scalar(product_of_few_rows(x, factor), scaling.into())
+}
+
+/// Both in f32 where one is and the other is in half precision.
+pub(crate) fn in_one_dtype(left: FlexTensor, right: FlexTensor) -> (FlexTensor, FlexTensor) {
+    let widened = |tensor: FlexTensor| match tensor.dtype() {
+        DType::F16 | DType::BF16 => Flex::float_cast(tensor, FloatDType::F32),
+        _ => tensor,
+    };
+    match [left.dtype(), right.dtype()] {
+        [left_dtype, DType::F32] if left_dtype != DType::F32 => (widened(left), right),
+        [DType::F32, right_dtype] if right_dtype != DType::F32 => (left, widened(right)),
+        _ => (left, right),
+    }
+}
 
 /// y + left · right, written over y where there are more than a few rows.
 ///
@@ -16,13 +44,14 @@ pub(crate) const PARALLEL_FROM: usize = 192 * 192 * 192;
 /// it and adding it afterwards takes several times as long as computing it. So f32 products are
 /// accumulated into y directly; other dtypes, and a y that is shared or not contiguous, take
 /// [`add_product_in_blocks`]. Few rows, as in decoding, take the kernel of
-/// [`product_of_few_rows`](crate::product_of_few_rows), in all three dtypes.
+/// [`product_of_few_rows`](crate::product_of_few_rows), in all three dtypes. Beside a y in half precision,
+/// left and right may be in f32; the sum is rounded once.
 ///
 /// # Shapes
 /// - y `[rows, columns]`, left `[rows, rank]`, right `[rank, columns]`
 ///
 /// # Panics
-/// When the shapes do not fit each other, or the dtypes differ.
+/// When the shapes do not fit each other, or the dtypes differ other than that.
 pub fn add_product(mut y: FlexTensor, left: FlexTensor, right: FlexTensor) -> FlexTensor {
     if let Some(sum) = add_product_of_few_rows(&y, &left, &right) {
         return sum;
@@ -31,13 +60,14 @@ pub fn add_product(mut y: FlexTensor, left: FlexTensor, right: FlexTensor) -> Fl
 }
 
 /// y + left · right by Burn's own operations, in blocks of rows: a product as large as y would double
-/// the memory of y, and would leave the cache before it is added.
+/// the memory of y, and would leave the cache before it is added. Beside a y in half precision, left and
+/// right may be in f32; the sum is rounded once.
 ///
 /// # Shapes
 /// - y `[rows, columns]`, left `[rows, rank]`, right `[rank, columns]`
 ///
 /// # Panics
-/// When the shapes do not fit each other, or the dtypes differ.
+/// When the shapes do not fit each other, or the dtypes differ other than that.
 pub fn add_product_in_blocks(y: FlexTensor, left: FlexTensor, right: FlexTensor) -> FlexTensor {
     /// Values of the product that are formed at a time: 1 MiB of f32, about an L2 cache.
     const BLOCK_VALUES: usize = 256 * 1024;
@@ -48,7 +78,10 @@ pub fn add_product_in_blocks(y: FlexTensor, left: FlexTensor, right: FlexTensor)
         let range = Slice::from(start..rows.min(start + block));
         let product = Flex::float_matmul(Flex::float_slice(left.clone(), &[range]), right.clone());
         // The view of y ends in the sum, so y has one owner again and is written in place.
-        let sum = Flex::float_add(product, Flex::float_slice(y.clone(), &[range]));
+        let (product, before) = in_one_dtype(product, Flex::float_slice(y.clone(), &[range]));
+        let sum = Flex::float_add(product, before);
+        let sum =
+            if sum.dtype() == y.dtype() { sum } else { Flex::float_cast(sum, y.dtype().into()) };
         Flex::float_slice_assign(y, &[range], sum)
     })
 }
@@ -201,6 +234,32 @@ mod tests {
         // Flipped twice along the inner axis: the same product, with negative strides.
         let (left, right) = (Flex::float_flip(left, &[1]), Flex::float_flip(right, &[0]));
         assert_close(&add_product(tensor([5, 7], 1), left, right), &expected);
+    }
+
+    #[test]
+    fn f32_factors_beside_half_precision_are_not_rounded() {
+        let f64s = |tensor: &FlexTensor| Flex::float_cast(tensor.clone(), FloatDType::F64);
+        for dtype in [DType::BF16, DType::F16] {
+            for [rows, columns, rank] in [[1, 70, 3], [5, 70, 3], [600, 700, 17]] {
+                let (x, factor) = (in_dtype(tensor([rows, columns], 1), dtype), [columns, rank]);
+                for factor in [tensor(factor, 2), transposed(factor, 2)] {
+                    let found = scaled_product(x.clone(), factor.clone(), 0.25);
+                    let exact = Flex::float_matmul(f64s(&x), f64s(&factor));
+                    assert_eq!(found.dtype(), DType::F32);
+                    assert_close(&found, &Flex::float_mul_scalar(exact, 0.25.into()));
+                }
+                let (left, right) = (tensor([rows, rank], 2), tensor([rank, columns], 3));
+                let exact =
+                    Flex::float_add(f64s(&x), Flex::float_matmul(f64s(&left), f64s(&right)));
+                // Rounded once: to the nearest number, or to its neighbour where f32's last place decides.
+                let once = in_dtype(Flex::float_cast(exact, FloatDType::F32), dtype);
+                let found = add_product(x, left, right);
+                assert_eq!(found.dtype(), dtype);
+                let other =
+                    values(&found).iter().zip(values(&once)).filter(|(a, b)| **a != *b).count();
+                assert!(other * 100 <= rows * columns, "{other} of {}", rows * columns);
+            }
+        }
     }
 
     #[test]

@@ -2,12 +2,13 @@
 
 use burn::backend::Flex;
 use burn::backend::ops::FloatTensorOps;
-use burn::tensor::{DType, TensorData};
+use burn::tensor::TensorData;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::FlexTensor;
-use crate::product::PARALLEL_FROM;
+use crate::product::{PARALLEL_FROM, in_one_dtype};
+use crate::weight::{Weight, by_dtype, values_of};
 
 /// Columns of the wide matrix that are worked on at a time; a multiple of every vector's length.
 const TILE: usize = 64;
@@ -24,36 +25,41 @@ const CHUNK: usize = 2048;
 ///
 /// A product with so few multiplications for each value of the wide matrix is bound by how that is
 /// read. A general matrix product walks down a strip of its columns, a new page of memory at every row;
-/// this one walks over blocks of whole rows and keeps the output in the cache. That is for f32 tensors
-/// without gaps, one of which has up to 64 columns; others take [`transposed_product_by_matmul`].
+/// this one walks over blocks of whole rows and keeps the output in the cache. That is for tensors without
+/// gaps, one of them in f32 with up to 64 columns; the wide one may be in half precision, and is widened
+/// where it is read. Others take [`transposed_product_by_matmul`].
 ///
 /// # Shapes
-/// - left `[rows, m]`, right `[rows, n]`, output `[m, n]`, contiguous
+/// - left `[rows, m]`, right `[rows, n]`, output `[m, n]`, contiguous; in f32 where one of them is
 ///
 /// # Panics
-/// When the shapes do not fit each other, or the dtypes differ.
+/// When the shapes do not fit each other, or the dtypes differ other than f32 beside half precision.
 pub fn transposed_product(left: FlexTensor, right: FlexTensor) -> FlexTensor {
+    in_tiles(&left, &right).unwrap_or_else(|| transposed_product_by_matmul(left, right))
+}
+
+/// The product by the kernel; `None` for what it is not made for.
+fn in_tiles(left: &FlexTensor, right: &FlexTensor) -> Option<FlexTensor> {
     /// About where the output leaves the cache, and the general product is faster.
     const LARGEST_RANK: usize = 64;
 
-    let product = match (Rows::view(&left), Rows::view(&right)) {
-        (Some(left), Some(right)) if left.columns.min(right.columns) <= LARGEST_RANK => {
-            Some(multiply(left, right))
-        }
-        _ => None,
-    };
-    product.unwrap_or_else(|| transposed_product_by_matmul(left, right))
+    let columns = |tensor: &FlexTensor| tensor.layout().shape()[1];
+    let is_left_wide = columns(left) > columns(right);
+    let (narrow, wide) = if is_left_wide { (right, left) } else { (left, right) };
+    let narrow = Rows::<f32>::view(narrow).filter(|narrow| narrow.columns <= LARGEST_RANK)?;
+    by_dtype!(wide.dtype(), multiply(narrow, wide, is_left_wide))
 }
 
 /// left^T · right by Burn's own operations; for a right that is stored by columns as
 /// (right^T · left)^T, which reads it in its order.
 ///
 /// # Shapes
-/// - left `[rows, m]`, right `[rows, n]`, output `[m, n]`, contiguous
+/// - left `[rows, m]`, right `[rows, n]`, output `[m, n]`, contiguous; in f32 where one of them is
 ///
 /// # Panics
-/// When the shapes do not fit each other, or the dtypes differ.
+/// When the shapes do not fit each other, or the dtypes differ other than f32 beside half precision.
 pub fn transposed_product_by_matmul(left: FlexTensor, right: FlexTensor) -> FlexTensor {
+    let (left, right) = in_one_dtype(left, right);
     if right.layout().strides()[0] == 1 {
         let product = Flex::float_matmul(Flex::float_transpose(right), left); // [columns, rank]
         return Flex::float_transpose(product).to_contiguous();
@@ -61,26 +67,18 @@ pub fn transposed_product_by_matmul(left: FlexTensor, right: FlexTensor) -> Flex
     Flex::float_matmul(Flex::float_transpose(left), right)
 }
 
-/// An f32 matrix whose rows follow each other without gaps.
+/// A matrix whose rows follow each other without gaps.
 #[derive(Clone, Copy)]
-struct Rows<'a> {
-    values: &'a [f32],
+struct Rows<'a, T> {
+    values: &'a [T],
     columns: usize,
 }
 
-impl<'a> Rows<'a> {
+impl<'a, T: Weight> Rows<'a, T> {
     /// `None` for a tensor of another form, or without values.
     fn view(tensor: &'a FlexTensor) -> Option<Self> {
-        let layout = tensor.layout();
-        let fits = tensor.dtype() == DType::F32
-            && layout.num_dims() == 2
-            && layout.num_elements() > 0
-            && tensor.is_contiguous();
-        if !fits {
-            return None;
-        }
-        let values = tensor.storage::<f32>().get(layout.start_offset()..)?;
-        Some(Self { values: values.get(..layout.num_elements())?, columns: layout.shape()[1] })
+        let values = values_of::<T>(tensor).filter(|values| !values.is_empty())?;
+        Some(Self { values, columns: tensor.layout().shape()[1] })
     }
 
     fn count(self) -> usize {
@@ -88,40 +86,45 @@ impl<'a> Rows<'a> {
     }
 }
 
-fn multiply(left: Rows, right: Rows) -> FlexTensor {
+/// narrow^T · wide, or where the left of the two is the wide one, wide^T · narrow.
+fn multiply<T: Weight>(
+    narrow: Rows<f32>,
+    wide: &FlexTensor,
+    is_left_wide: bool,
+) -> Option<FlexTensor> {
+    let wide = Rows::<T>::view(wide)?;
     assert!(
-        left.count() == right.count(),
-        "transposed_product: left [{}, {}] and right [{}, {}] do not fit",
-        left.count(),
-        left.columns,
-        right.count(),
-        right.columns
+        narrow.count() == wide.count(),
+        "transposed_product: [{}, {}] and [{}, {}] do not fit",
+        narrow.count(),
+        narrow.columns,
+        wide.count(),
+        wide.columns
     );
-    let mut product = vec![0.0; left.columns * right.columns];
-    if left.columns <= right.columns {
-        for_each_tile(left, right, |from, tile| {
-            for (row, values) in product.chunks_exact_mut(right.columns).zip(tile) {
+    let (rank, columns) = (narrow.columns, wide.columns);
+    let mut product = vec![0.0; rank * columns];
+    if !is_left_wide {
+        for_each_tile(narrow, wide, |from, tile| {
+            for (row, values) in product.chunks_exact_mut(columns).zip(tile) {
                 row[from..][..values.len()].copy_from_slice(values);
             }
         });
     } else {
-        for_each_tile(right, left, |from, tile| {
+        for_each_tile(narrow, wide, |from, tile| {
             for (column, values) in tile.enumerate() {
-                let rows = product.chunks_exact_mut(right.columns).skip(from);
+                let rows = product.chunks_exact_mut(rank).skip(from);
                 rows.zip(values).for_each(|(row, value)| row[column] = *value);
             }
         });
     }
-    Flex::float_from_data(
-        TensorData::new(product, [left.columns, right.columns]),
-        &Default::default(),
-    )
+    let shape = if is_left_wide { [columns, rank] } else { [rank, columns] };
+    Some(Flex::float_from_data(TensorData::new(product, shape), &Default::default()))
 }
 
 /// Gives narrow^T · wide to `take` in tiles: the first column of each, and its rows.
-fn for_each_tile(
-    narrow: Rows,
-    wide: Rows,
+fn for_each_tile<T: Weight>(
+    narrow: Rows<f32>,
+    wide: Rows<T>,
     mut take: impl FnMut(usize, &mut dyn Iterator<Item = &[f32]>),
 ) {
     let (rows, rank, columns) = (narrow.count(), narrow.columns, wide.columns);
@@ -150,14 +153,14 @@ fn for_each_tile(
 
 /// The product for a range of the columns; `output` is zero before, and holds tiles
 /// `[rank, TILE]`, the last one filled up.
-struct Chunk<'a> {
-    narrow: Rows<'a>,
-    wide: Rows<'a>,
+struct Chunk<'a, T> {
+    narrow: Rows<'a, f32>,
+    wide: Rows<'a, T>,
     columns: std::ops::Range<usize>,
     output: &'a mut [f32],
 }
 
-impl WithSimd for Chunk<'_> {
+impl<T: Weight> WithSimd for Chunk<'_, T> {
     type Output = ();
 
     #[inline(always)] // so that it is compiled for S
@@ -173,7 +176,8 @@ impl WithSimd for Chunk<'_> {
                 // Rows that are a power of two apart share few places of the cache; packed, they do not.
                 let end = columns.end.min(start + TILE);
                 for (to, from) in packed.chunks_exact_mut(TILE).zip(wide.chunks_exact(width)) {
-                    to[..end - start].copy_from_slice(&from[start..end]);
+                    let from = from[start..end].iter();
+                    to.iter_mut().zip(from).for_each(|(to, from)| *to = from.widen());
                 }
                 let (packed, _) = S::as_simd_f32s(&packed[..count * TILE]);
                 let (output, _) = S::as_mut_simd_f32s(output);
@@ -227,7 +231,7 @@ fn add_strip<S: Simd, const K: usize>(
 #[cfg(test)]
 mod tests {
     use burn::backend::TensorMetadata;
-    use burn::tensor::FloatDType;
+    use burn::tensor::{DType, FloatDType};
 
     use super::*;
     use crate::samples::*;
@@ -261,16 +265,15 @@ mod tests {
                 [tensor([rows, columns], 3), without_first(tensor([rows + 1, columns], 3))];
             for left in &lefts {
                 for right in &rights {
-                    let (a, b) = (Rows::view(left).unwrap(), Rows::view(right).unwrap());
                     let expected = exact(left, right);
                     for (found, expected) in [
-                        (multiply(a, b), expected.clone()),
-                        (multiply(b, a), Flex::float_transpose(expected.clone())),
+                        (in_tiles(left, right), expected.clone()),
+                        (in_tiles(right, left), Flex::float_transpose(expected.clone())),
                     ] {
+                        let found = found.expect("it is made for these");
                         assert!(found.is_contiguous());
                         assert_close(&found, &expected);
                     }
-                    assert_close(&transposed_product(left.clone(), right.clone()), &expected);
                 }
             }
         }
@@ -280,20 +283,36 @@ mod tests {
     fn one_side_or_the_other_may_be_wide_for_the_kernel() {
         let (few, wide) = (tensor([60, 64], 2), tensor([60, 70], 3));
         for (left, right) in [(&few, &wide), (&wide, &few)] {
-            let by_kernel = multiply(Rows::view(left).unwrap(), Rows::view(right).unwrap());
+            let by_kernel = in_tiles(left, right).expect("it is made for these");
             let found = transposed_product(left.clone(), right.clone());
             assert_eq!(values(&found), values(&by_kernel)); // the general product sums in another order
         }
     }
 
     #[test]
+    fn a_side_in_half_precision_is_multiplied_as_it_is() {
+        for dtype in [DType::BF16, DType::F16] {
+            for [rows, columns, rank] in [[5, 7, 3], [33, 127, 64], [600, 700, 17], [40, 70, 69]] {
+                let narrow = tensor([rows, rank], 2);
+                let wide = in_dtype(without_first(tensor([rows + 1, columns], 3)), dtype);
+                for (left, right) in [(&narrow, &wide), (&wide, &narrow)] {
+                    assert_eq!(in_tiles(left, right).is_some(), rank <= 64);
+                    let found = transposed_product(left.clone(), right.clone());
+                    assert_eq!(found.dtype(), DType::F32);
+                    assert_close(&found, &exact(left, right));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn other_layouts_dtypes_and_ranks_get_the_same_product() {
         let (left, right) = (tensor([60, 5], 2), tensor([60, 70], 3));
-        assert!(Rows::view(&f64s(&right)).is_none());
+        assert!(in_tiles(&f64s(&left), &f64s(&right)).is_none());
         assert_close(&transposed_product(f64s(&left), f64s(&right)), &exact(&left, &right));
 
         let (left, right) = (transposed([60, 5], 2), transposed([60, 70], 3));
-        assert!(Rows::view(&left).is_none() && Rows::view(&right).is_none());
+        assert!(in_tiles(&left, &right).is_none());
         let expected = exact(&left, &right);
         let found = transposed_product(left, right);
         assert!(found.is_contiguous());

@@ -23,7 +23,9 @@ use burn::backend::autodiff::{
     grads::Gradients,
     ops::{Backward, Ops, OpsKind},
 };
-use burn::backend::{Backend, Dispatch, backend_extension, tensor::FloatTensor};
+use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension, tensor::FloatTensor};
+#[cfg(feature = "flex")]
+use burn::tensor::DType;
 use burn::tensor::Tensor;
 
 /// The operations that a backend may do better than their definitions.
@@ -47,18 +49,31 @@ pub trait LoraOps: Backend {
         lora_b: FloatTensor<Self>,
         scaling: f64,
     ) -> FloatTensor<Self> {
-        let down = Self::product_of_few_rows(x, lora_a);
-        Self::add_product(product, Self::float_mul_scalar(down, scaling.into()), lora_b)
+        let down = Self::scaled_product(x, lora_a, scaling);
+        Self::add_product(product, down, lora_b)
     }
 
-    /// y + left · right, for a product of small inner size: y `[rows, columns]`, left
-    /// `[rows, rank]`, right `[rank, columns]`.
+    /// scaling · x · factor, for a factor A or B^T: x `[rows, inner]`, factor `[inner, columns]`; in the dtype
+    /// of x or, where that is wider, of the factor.
+    #[fusion(default)]
+    fn scaled_product(
+        x: FloatTensor<Self>,
+        factor: FloatTensor<Self>,
+        scaling: f64,
+    ) -> FloatTensor<Self> {
+        let factor = in_dtype_of::<Self>(factor, &x);
+        Self::float_mul_scalar(Self::product_of_few_rows(x, factor), scaling.into())
+    }
+
+    /// y + left · right in the dtype of y, for a product of small inner size: y `[rows, columns]`, left
+    /// `[rows, rank]` as [`scaled_product`](Self::scaled_product) gives it, right `[rank, columns]` a factor.
     #[fusion(default)]
     fn add_product(
         y: FloatTensor<Self>,
         left: FloatTensor<Self>,
         right: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
+        let right = in_dtype_of::<Self>(right, &left);
         Self::float_add(y, Self::float_matmul(left, right))
     }
 
@@ -68,20 +83,43 @@ pub trait LoraOps: Backend {
         Self::float_matmul(x, weight)
     }
 
-    /// left^T · right, of which one has few columns: left `[rows, m]`, right `[rows, n]`.
+    /// left^T · right, of which one has few columns: left `[rows, m]`, right `[rows, n]`; one may be what
+    /// [`scaled_product`](Self::scaled_product) gives.
     #[fusion(default)]
     fn transposed_product(left: FloatTensor<Self>, right: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_matmul(Self::float_transpose(left), right)
     }
 }
 
+/// A factor in the dtype of `other`; itself where it is in that.
+fn in_dtype_of<B: Backend>(factor: FloatTensor<B>, other: &FloatTensor<B>) -> FloatTensor<B> {
+    match other.dtype() {
+        dtype if dtype == factor.dtype() => factor,
+        dtype => B::float_cast(factor, dtype.into()),
+    }
+}
+
+/// f32 factors beside half precision are multiplied as they are; others in the dtype of x.
 #[cfg(feature = "flex")]
 impl LoraOps for burn::backend::Flex {
+    fn scaled_product(
+        x: FloatTensor<Self>,
+        factor: FloatTensor<Self>,
+        scaling: f64,
+    ) -> FloatTensor<Self> {
+        let factor = match (x.dtype(), factor.dtype()) {
+            (DType::F16 | DType::BF16, DType::F32) => factor,
+            _ => in_dtype_of::<Self>(factor, &x),
+        };
+        lora_flex::scaled_product(x, factor, scaling)
+    }
+
     fn add_product(
         y: FloatTensor<Self>,
         left: FloatTensor<Self>,
         right: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
+        let right = in_dtype_of::<Self>(right, &left);
         lora_flex::add_product(y, left, right)
     }
 
@@ -132,16 +170,16 @@ impl<B: Backend + LoraOps> Backward<B, 3> for LoraLinearBackward {
 
         if let Some(node) = node_b {
             let db = B::transposed_product(saved.down, g.clone());
-            grads.register::<B>(node.id, db);
+            grads.register::<B>(node.id, in_dtype_of::<B>(db, &saved.lora_b));
         }
         if node_a.is_none() && node_x.is_none() {
             return;
         }
-        let up = B::float_matmul(g.clone(), B::float_transpose(saved.lora_b));
-        let up = B::float_mul_scalar(up, saved.scaling.into()); // scaling g B^T, [rows, rank]
+        let up = B::float_transpose(saved.lora_b);
+        let up = B::scaled_product(g.clone(), up, saved.scaling); // scaling g B^T, [rows, rank]
         if let Some(node) = node_a {
             let da = B::transposed_product(x, up.clone());
-            grads.register::<B>(node.id, da);
+            grads.register::<B>(node.id, in_dtype_of::<B>(da, &saved.lora_a));
         }
         if let Some(node) = node_x {
             let dx = B::float_matmul(g, B::float_transpose(saved.weight));
@@ -170,8 +208,7 @@ impl<B: Backend + LoraOps, C: CheckpointStrategy> LoraOps for Autodiff<B, C> {
                 let node_x = prepared.checkpoint(&x);
                 let (x, weight) = (x.into_primitive(), weight.into_primitive());
                 let (lora_a, lora_b) = (lora_a.into_primitive(), lora_b.into_primitive());
-                let down = B::product_of_few_rows(x, lora_a.clone());
-                let down = B::float_mul_scalar(down, scaling.into());
+                let down = B::scaled_product(x, lora_a.clone(), scaling);
                 let y = B::add_product(product, down.clone(), lora_b.clone());
                 prepared.finish(Saved { x: node_x, down, weight, lora_a, lora_b, scaling }, y)
             }
@@ -193,6 +230,10 @@ impl<B: Backend + LoraOps, C: CheckpointStrategy> LoraOps for Autodiff<B, C> {
 /// - `x` `[rows, d_input]`, `weight` `[d_input, d_output]`
 /// - `lora_a` `[d_input, rank]`, `lora_b` `[rank, d_output]`
 /// - output `[rows, d_output]`
+///
+/// `x` and `weight` have one dtype, which the output has too; the factors may have another, and their
+/// gradients have theirs. On Flex, f32 factors beside half precision are multiplied as they are; elsewhere
+/// they are rounded to the dtype of `x` for the products.
 ///
 /// # Panics
 /// When the shapes do not fit each other, or the device's backend was not compiled into this crate

@@ -203,7 +203,7 @@ pub fn combine(
 
     for (path, shares) in &layers {
         if !shares.iter().all(|share| is_finite(share.adaptation)) {
-            return Err(ErrorKind::NonFinite { path: (*path).to_owned() }.into());
+            return Err(ErrorKind::NonFiniteCombination { path: (*path).to_owned() }.into());
         }
     }
 
@@ -212,7 +212,7 @@ pub fn combine(
     for (path, shares) in layers {
         let (adaptation, error) = how.apply(path, &shares).map_err(|error| error.at(path))?;
         if !is_finite(&adaptation) {
-            return Err(ErrorKind::NonFinite { path: path.to_owned() }.into()); // beyond f32
+            return Err(ErrorKind::NonFiniteCombination { path: path.to_owned() }.into()); // beyond f32
         }
         let rank = match &adaptation {
             Adaptation::LowRank(adapter) => Some(adapter.rank()),

@@ -159,6 +159,12 @@ pub enum ErrorKind {
         /// The layer; empty for a layer that stands alone.
         path: String,
     },
+    /// What is to be combined, or what would come of it, is beyond the numbers of f32.
+    #[error("{path}: expected adapters and a combination that are finite, found NaN or infinity")]
+    NonFiniteCombination {
+        /// The layer.
+        path: String,
+    },
     /// A grouped convolution's adapter cannot be merged; nothing was changed.
     #[error(
         "{}: expected a layer whose update fits its weight, found a grouped convolution, which cannot be merged; nothing was merged",
@@ -206,7 +212,9 @@ pub enum ErrorKind {
         problems: Vec<String>,
     },
     /// An adapter that is to be saved holds NaN or infinity; nothing was written.
-    #[error("{path}: expected finite values in A and B, found NaN or infinity; nothing was saved")]
+    #[error(
+        "{path}: expected finite values in what adapts it, found NaN or infinity; nothing was saved"
+    )]
     NonFiniteAdapter {
         /// The layer.
         path: String,

@@ -38,13 +38,15 @@ pub struct AdaptedLayer {
 pub struct ReplacedValues {
     /// The layer's dotted path.
     pub path: String,
+    /// `[d_input, d_output]` of the layer.
+    pub dims: [usize; 2],
     /// Which values: the whole layer, its bias, or how many tokens.
     pub what: String,
     /// Values that train.
     pub parameters: usize,
 }
 
-/// A linear layer that got no adapter.
+/// A layer that got no adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnadaptedLayer {
     /// The layer's dotted path.
@@ -72,7 +74,8 @@ pub struct InjectReport {
     pub adapted: Vec<AdaptedLayer>,
     /// The layers of which values train in full, in the model's order.
     pub replaced: Vec<ReplacedValues>,
-    /// The linear layers without an adapter, in the model's order.
+    /// The layers that nothing adapts, in the model's order: linear ones, and embeddings and convolutions where
+    /// others of their kind have an adapter.
     pub not_adapted: Vec<UnadaptedLayer>,
     /// The model's parameters afterwards.
     pub parameters: ParameterCount,
@@ -105,6 +108,7 @@ pub fn inject<M: Module + VisitLora>(model: M, config: &LoraConfig) -> Result<(M
         selection.problems.extend(biases_elsewhere(&model, config));
         selection.into_result()
     })?;
+    check_bare(&model, &plan)?;
     attach(model, plan, |path, part, layer| match part {
         Part::LowRank(config) => {
             let adapter = layer.new_adapter(config).map_err(|error| error.at(path))?;
@@ -132,6 +136,18 @@ pub(crate) fn check_unmerged<M: VisitLora>(model: &M) -> Result<()> {
         }
     });
     merged.map_or(Ok(()), |path| Err(ErrorKind::AlreadyMerged { path }.into()))
+}
+
+/// What is to be adapted must not be so already.
+fn check_bare<M: VisitLora>(model: &M, plan: &Plan) -> Result<()> {
+    let mut parts = plan.parts.iter().peekable();
+    let mut adapted = None;
+    model.visit_lora("", &mut |path, layer| {
+        if parts.next_if(|(planned, _)| planned == path).is_some() && layer.adaptation().is_some() {
+            adapted.get_or_insert_with(|| path.to_owned());
+        }
+    });
+    adapted.map_or(Ok(()), |path| Err(ErrorKind::AlreadyAdapted { path }.into()))
 }
 
 /// What one layer is to get.
@@ -171,7 +187,6 @@ impl Plan {
         let targets = candidates.iter().zip(&selection.selected).filter(|(_, selected)| **selected);
         let targets: BTreeSet<&str> = targets.map(|(path, _)| *path).collect();
         let mut parts = Vec::new();
-        let mut adapted_already = None;
         for (path, layer) in &layers {
             let tokens = config.trainable_tokens.iter().filter(|(name, _)| is_named(path, name));
             let tokens: Vec<&(String, Vec<usize>)> = tokens.collect();
@@ -210,9 +225,6 @@ impl Plan {
                 let expected = "no embedding among the targets";
                 problems.push(ConfigProblem::setting("lora_bias", expected, found));
             }
-            if layer.adaptation().is_some() {
-                adapted_already.get_or_insert_with(|| path.clone());
-            }
             parts.push((path.clone(), part));
         }
         let paths: Vec<&str> = layers.iter().map(|(path, _)| path.as_str()).collect();
@@ -231,10 +243,7 @@ impl Plan {
             problems.push(ConfigProblem::setting("bias", expected, found));
         }
         accept(selection, problems)?;
-        match adapted_already {
-            Some(path) => Err(ErrorKind::AlreadyAdapted { path }.into()),
-            None => Ok(Self { parts }),
-        }
+        Ok(Self { parts })
     }
 }
 
@@ -289,7 +298,6 @@ pub(crate) fn attach<M: Module + VisitLora>(
     mut make: impl FnMut(&str, &Part, &dyn AdaptableLayer) -> Result<Adaptation>,
 ) -> Result<(M, InjectReport)> {
     let mut model = frozen_beside_adapters(model);
-    let mut report = InjectReport::default();
     let mut parts = plan.parts.into_iter().peekable();
     let mut failure = None;
     model.visit_lora_mut("", &mut |path, layer| {
@@ -302,15 +310,12 @@ pub(crate) fn attach<M: Module + VisitLora>(
                 .and_then(|adaptation| layer.attach(adaptation).map_err(|error| error.at(path))),
             None => Ok(()),
         };
-        match attached {
-            Ok(()) => report.note(path, layer),
-            Err(error) => failure = Some(error),
-        }
+        failure = attached.err();
     });
     if let Some(error) = failure {
         return Err(error);
     }
-    report.parameters = ParameterCount::of(&model);
+    let report = InjectReport::of(&model);
     Ok((model, report))
 }
 
@@ -318,11 +323,18 @@ impl InjectReport {
     /// What the model's layers have at the moment.
     pub fn of<M: Module + VisitLora>(model: &M) -> Self {
         let mut report = Self { parameters: ParameterCount::of(model), ..Self::default() };
-        model.visit_lora("", &mut |path, layer| report.note(path, layer));
+        // Of an embedding or a convolution it says something that it has no adapter only where others have.
+        let mut kinds = vec![LayerKind::Linear];
+        model.visit_lora("", &mut |_, layer| {
+            if matches!(layer.adaptation(), Some(Adaptation::LowRank(_))) {
+                kinds.push(layer.kind());
+            }
+        });
+        model.visit_lora("", &mut |path, layer| report.note(path, layer, &kinds));
         report
     }
 
-    fn note(&mut self, path: &str, layer: &dyn AdaptableLayer) {
+    fn note(&mut self, path: &str, layer: &dyn AdaptableLayer, kinds: &[LayerKind]) {
         let (path, dims) = (path.to_owned(), layer.dims());
         match layer.adaptation() {
             Some(Adaptation::LowRank(adapter)) => self.adapted.push(AdaptedLayer {
@@ -335,10 +347,11 @@ impl InjectReport {
             }),
             Some(Adaptation::Replacement(replacement)) => self.replaced.push(ReplacedValues {
                 path,
+                dims,
                 what: replacement.what(),
                 parameters: replacement.num_parameters(),
             }),
-            None if layer.kind() == LayerKind::Linear => {
+            None if kinds.contains(&layer.kind()) => {
                 self.not_adapted.push(UnadaptedLayer { path, dims });
             }
             None => {}
@@ -367,7 +380,7 @@ impl fmt::Display for InjectReport {
             writeln!(f)?;
         }
         for replaced in &self.replaced {
-            let ReplacedValues { path, what, parameters } = replaced;
+            let ReplacedValues { path, what, parameters, .. } = replaced;
             writeln!(f, "in full: {path}, {what}, {} parameters", grouped(*parameters))?;
         }
         if !self.not_adapted.is_empty() {
@@ -399,9 +412,11 @@ impl InjectReport {
     /// How many layers of this name and shape the model has.
     fn total(&self, layer: &AdaptedLayer) -> usize {
         let adapted = self.adapted.iter().map(|other| (&other.path, other.dims));
+        let replaced = self.replaced.iter().map(|other| (&other.path, other.dims));
         let others = self.not_adapted.iter().map(|other| (&other.path, other.dims));
         let name = last_name(&layer.path);
         adapted
+            .chain(replaced)
             .chain(others)
             .filter(|(path, dims)| last_name(path) == name && *dims == layer.dims)
             .count()

@@ -160,8 +160,14 @@ impl<F: FrozenLayer> LoraLayer<F> {
         self.adapter.product_and_column_scale(x, &weight, &self.squares()?)
     }
 
+    /// The squared norms of W's columns, where the adapter has magnitudes. They are not kept where these were
+    /// put on by hand, with [`adapter_mut`](Self::adapter_mut).
     fn squares(&self) -> Option<Tensor<1>> {
-        self.squares.as_ref().map(|squares| squares.val().without_autodiff())
+        self.adapter.magnitude.as_ref()?;
+        Some(match &self.squares {
+            Some(squares) => squares.val().without_autodiff(),
+            None => column_squares(&self.base.weight().without_autodiff()),
+        })
     }
 
     /// The bias of the output.
@@ -169,8 +175,8 @@ impl<F: FrozenLayer> LoraLayer<F> {
         self.adapter.output_bias(self.base.bias(), self.base.weight().dtype())
     }
 
-    /// A, B and their factor as the products need them: beside a half-precision weight, an f32 adapter
-    /// is rounded for the products only.
+    /// A, B and their factor as Burn's own products need them: beside a half-precision weight, an f32
+    /// adapter is rounded for the products only.
     pub(crate) fn factors(&self) -> (Tensor<2>, Tensor<2>, f64) {
         let dtype = self.base.weight().dtype();
         let (a, b) = self.adapter.factors();

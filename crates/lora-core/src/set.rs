@@ -6,6 +6,7 @@ use crate::adapter::LoraAdapter;
 use crate::error::{Error, ErrorKind, Result};
 use crate::inject::{InjectReport, check_unmerged, frozen_beside_adapters};
 use crate::layer::Adaptation;
+use crate::sets::with_autodiff;
 use crate::visit::VisitLora;
 
 /// What adapts each layer of a model, by the layer's path: handles to tensors, so that a clone copies
@@ -83,7 +84,8 @@ impl AdapterSet {
         model.visit_lora_mut("", &mut |path, layer| {
             let Some(place) = entries.iter().position(|(other, _)| other == path) else { return };
             let (_, adaptation) = entries.swap_remove(place);
-            if let Err(error) = layer.attach(adaptation) {
+            let autodiff = layer.weight().device().is_autodiff();
+            if let Err(error) = layer.attach(with_autodiff(adaptation, autodiff)) {
                 failure.get_or_insert_with(|| error.at(path));
             }
         });

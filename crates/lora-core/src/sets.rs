@@ -144,7 +144,7 @@ impl AdapterSets {
     }
 
     /// Takes a set out of the registry, with what trained, and off the model where it is active there; of
-    /// a sum the rest stays.
+    /// a sum the rest stays, switched off where it was.
     ///
     /// # Errors
     /// When there is no such set, the model is merged, or is adapted by something that is in no set;
@@ -161,7 +161,13 @@ impl AdapterSets {
         if in_sum {
             let rest: Vec<String> =
                 self.sum.names.iter().filter(|other| *other != name).cloned().collect();
+            let mut enabled = Vec::new();
+            model.visit_lora("", &mut |_, layer| enabled.push(layer.is_enabled()));
             self.activate_all(model, &rest)?;
+            let mut enabled = enabled.into_iter();
+            model.visit_lora_mut("", &mut |_, layer| {
+                layer.set_enabled(enabled.next().unwrap_or(true));
+            });
         } else {
             let set = &self.sets[place].1;
             model.visit_lora_mut("", &mut |path, layer| {
@@ -239,7 +245,8 @@ impl AdapterSets {
     ///
     /// # Errors
     /// As [`activate`](Self::activate); when a name stands twice; when layers have no sum:
-    /// [`ErrorKind::NotCombinable`] names all of them. Then nothing has changed.
+    /// [`ErrorKind::NotCombinable`] names all of them. Then the model is as it was, and so are the sets but
+    /// for what trained since they were put on, which they have now.
     pub fn activate_all<M: Module + VisitLora>(
         &mut self,
         model: &mut M,
@@ -586,7 +593,7 @@ fn put_on<M: VisitLora>(model: &mut M, set: &AdapterSet) {
 }
 
 /// The same values with autodiff or without; what trains is known in both forms.
-fn with_autodiff(adaptation: Adaptation, autodiff: bool) -> Adaptation {
+pub(crate) fn with_autodiff(adaptation: Adaptation, autodiff: bool) -> Adaptation {
     match (device(&adaptation).is_some_and(|device| device.is_autodiff()), autodiff) {
         (false, true) => adaptation.train(),
         (true, false) => adaptation.valid(),

@@ -356,6 +356,21 @@ fn a_link_that_leads_nowhere_is_told() {
     let error = sentence(merge_checkpoint(&base, &adapter, &output, &Device::flex()));
     assert!(error.contains("tokenizer.json: cannot be read"), "{error}");
     assert!(!output.exists());
+
+    // Without an index every file of weights may be a part of the model.
+    let part = temp.path().join("part");
+    write(&part.join("model-00001-of-00002.safetensors"), &[q()], Dtype::F32);
+    for name in ["model-00002-of-00002.safetensors", "model.safetensors"] {
+        std::os::unix::fs::symlink("gone", part.join(name)).unwrap();
+        let error = sentence(merge_checkpoint(&part, &adapter, &output, &Device::flex()));
+        assert!(error.contains(&format!("{name}: cannot be read")), "{error}");
+        assert!(!output.exists());
+        fs::remove_file(part.join(name)).unwrap();
+    }
+    fs::remove_file(part.join("model-00001-of-00002.safetensors")).unwrap();
+    std::os::unix::fs::symlink("gone", part.join("model.safetensors")).unwrap();
+    let error = sentence(merge_checkpoint(&part, &adapter, &output, &Device::flex()));
+    assert!(error.contains("model.safetensors: cannot be read"), "{error}");
 }
 
 #[test]

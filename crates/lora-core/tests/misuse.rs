@@ -268,7 +268,9 @@ fn a_combination_checks_shapes_and_values_and_shares_nothing() {
             assert!(error.contains("of one shape") || error.contains("expected"), "{error}");
         }
         let error = combine(&[(&set(6, f32::NAN), 1.0)], how).unwrap_err();
-        assert!(matches!(error.kind(), ErrorKind::NonFinite { path } if path == "x"), "{error}");
+        let is_told =
+            matches!(error.kind(), ErrorKind::NonFiniteCombination { path } if path == "x");
+        assert!(is_told && !error.to_string().contains("merge"), "{error}");
     }
     for how in [Combination::Cat, Combination::Linear { rank }] {
         let error = combine(&[(&set(6, 1.0), 1e300)], how).unwrap_err();
@@ -383,6 +385,191 @@ fn an_alpha_that_is_zero_in_f32_is_refused_where_it_is_given() {
 }
 
 /// The derive refuses such names; whoever implements the trait may not.
+#[derive(Module, Debug, VisitLora)]
+struct Tower {
+    layers: Vec<AdaptableLinear>,
+    head: AdaptableLinear,
+}
+
+#[derive(Module, Debug, VisitLora)]
+struct Towers {
+    layers: Vec<AdaptableLinear>,
+    vision: Tower,
+    head: AdaptableLinear,
+}
+
+fn towers() -> Towers {
+    let layers = || vec![linear(4, 4), linear(4, 4)];
+    Towers {
+        layers: layers(),
+        vision: Tower { layers: layers(), head: linear(4, 4) },
+        head: linear(4, 4),
+    }
+}
+
+/// The paths of what is adapted.
+fn adapted<M: VisitLora>(model: &M) -> Vec<String> {
+    AdapterSet::of(model).paths().map(str::to_owned).collect()
+}
+
+#[test]
+fn whatever_is_adapted_is_what_its_file_says() {
+    let temp = tempfile::tempdir().unwrap();
+    let base = towers();
+    let mut paths = Vec::new();
+    base.visit_lora("", &mut |path, _| paths.push(path.to_owned()));
+    for chosen in 1..1_u32 << paths.len() {
+        let is_chosen = |place: &usize| chosen >> place & 1 == 1;
+        let chosen_paths =
+            (0..paths.len()).filter(is_chosen).map(|place| regex::escape(&paths[place]));
+        let mut config = LoraConfig::new(2, 4.0);
+        let pattern = chosen_paths.collect::<Vec<_>>().join("|");
+        config.target_modules = TargetModules::Pattern(format!("(?:{pattern})"));
+        let (model, _) = inject(base.clone(), &config).unwrap();
+        let folder = temp.path().join(chosen.to_string());
+        save_adapter(&model, &folder, &AdapterInfo::default()).unwrap();
+        let (read, _) = load_adapter(base.clone(), &folder).unwrap();
+        assert_eq!(adapted(&read), adapted(&model));
+    }
+}
+
+#[test]
+fn what_names_cannot_say_is_not_saved() {
+    let temp = tempfile::tempdir().unwrap();
+    let (base, mut config) = (towers(), targets(&["0", "1"]));
+    config.modules_to_save = vec!["vision.head".to_owned()];
+    let (model, _) = inject(base.clone(), &config).unwrap();
+    let folder = temp.path().join("vision.head");
+    save_adapter(&model, &folder, &AdapterInfo::default()).unwrap();
+    let (read, _) = load_adapter(base.clone(), &folder).unwrap();
+    assert_eq!(adapted(&read), adapted(&model));
+
+    // By hand a set can be put on that no config makes.
+    let (mut model, _) = inject(base.clone(), &config).unwrap();
+    model.visit_lora_mut("", &mut |path, layer| {
+        if path.starts_with("vision.") {
+            layer.detach();
+        } else if path == "head" {
+            layer.attach(Adaptation::Replacement(layer.copy_of_layer())).unwrap();
+        }
+    });
+    let error =
+        sentence(save_adapter(&model, temp.path().join("by hand"), &AdapterInfo::default()));
+    assert!(error.contains("modules_to_save") && error.contains("'vision.head'"), "{error}");
+}
+
+#[test]
+fn a_file_is_read_whatever_is_on_the_model() {
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("adapter");
+    let base = vec![linear(6, 4)];
+    let (mut model, _) = inject(base.clone(), &targets(&["0"])).unwrap();
+    randomise(&mut model);
+    save_adapter(&model, &folder, &AdapterInfo::default()).unwrap();
+    let x = Tensor::<2>::random([3, 6], Distribution::Default, &device());
+    let expected = model[0].forward(x.clone()).into_data();
+
+    let options = LoadOptions::default();
+    let (beside_live, _) = read_adapter(&model, &folder, &options).unwrap();
+    merge(&mut model).unwrap();
+    let (beside_merged, _) = read_adapter(&model, &folder, &options).unwrap();
+    for set in [beside_live, beside_merged] {
+        let (read, _) = set.attach(base.clone()).unwrap();
+        assert_eq!(read[0].forward(x.clone()).into_data(), expected);
+    }
+    unmerge(&mut model).unwrap();
+    let error = load_adapter(model, &folder).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::AlreadyAdapted { path } if path == "0"), "{error}");
+}
+
+#[test]
+fn magnitudes_put_on_by_hand_act() {
+    let plain = LinearConfig::new(6, 4).init(&device());
+    let mut config = LoraConfig::new(2, 4.0);
+    let new = |config: &LoraConfig| {
+        LoraLinear::with_config(plain.clone(), &config.resolve("").unwrap()).unwrap()
+    };
+    let mut layer = new(&config);
+    config.dora = true;
+    let mut adapter = new(&config).adapter().clone();
+    let doubled = |magnitude: Param<Tensor<1>>| magnitude.val().mul_scalar(2.0).detach();
+    adapter.magnitude = adapter.magnitude.map(|magnitude| Param::from_tensor(doubled(magnitude)));
+    *layer.adapter_mut() = adapter;
+    let x = Tensor::<2>::random([3, 6], Distribution::Default, &device());
+    let live = layer.forward(x.clone());
+    let gradients = live.clone().sum().backward();
+    let magnitude = layer.adapter().magnitude.as_ref().unwrap().val();
+    assert!(magnitude.grad(&gradients).is_some());
+    layer.merge().unwrap();
+    let apart = (live - layer.forward(x)).abs().max().into_scalar::<f32>();
+    assert!(apart < 1e-5, "{apart}");
+}
+
+#[test]
+fn a_set_goes_over_to_autodiff_and_back_with_the_model() {
+    let base = vec![linear(6, 4)];
+    let (mut model, _) = inject(base.clone(), &LoraConfig::new(2, 4.0)).unwrap();
+    randomise(&mut model);
+    let x = || Tensor::<2>::ones([1, 6], &Device::flex());
+    let (plain, _) = AdapterSet::of(&model).attach(base.valid()).unwrap();
+    assert!(!plain[0].forward(x()).device().is_autodiff());
+    let (trains, report) = AdapterSet::of(&plain).attach(base).unwrap();
+    assert_eq!(report.parameters.trainable, 2 * (6 + 4));
+    let gradients = trains[0].forward(x().autodiff()).sum().backward();
+    audit_gradients(&trains, &gradients).unwrap();
+}
+
+#[test]
+fn the_rest_of_a_sum_stays_switched_off() {
+    let (mut model, _) =
+        inject(vec![linear(6, 4), linear(4, 4)], &LoraConfig::new(2, 4.0)).unwrap();
+    randomise(&mut model);
+    let mut sets = AdapterSets::new();
+    sets.insert("a", AdapterSet::of(&model)).unwrap();
+    sets.insert("b", AdapterSet::of(&model)).unwrap();
+    sets.activate_all(&mut model, &["a", "b"]).unwrap();
+    model[0].set_enabled(false);
+    sets.remove(&mut model, "b").unwrap();
+    assert_eq!([model[0].is_enabled(), model[1].is_enabled()], [false, true]);
+}
+
+#[derive(Module, Debug, VisitLora)]
+struct Kinds {
+    q: AdaptableLinear,
+    conv: AdaptableConv1d,
+    embed: AdaptableEmbedding,
+}
+
+#[test]
+fn a_report_counts_layers_of_every_kind_whatever_they_have() {
+    let kinds = || Kinds {
+        q: linear(4, 4),
+        conv: Conv1dConfig::new(4, 4, 3).init(&device()).into(),
+        embed: EmbeddingConfig::new(9, 4).init(&device()).into(),
+    };
+    let model = vec![kinds(), kinds()];
+    let line = |report: &InjectReport, name: &str| {
+        let text = report.to_string();
+        let line = text.lines().find(|line| line.starts_with(name)).map(str::to_owned);
+        line.unwrap_or_else(|| panic!("{name} in {text}"))
+    };
+    let (_, report) = inject(model.clone(), &targets(&["0.q", "0.conv", "0.embed"])).unwrap();
+    for name in ["q", "conv", "embed"] {
+        assert!(line(&report, name).contains("1 of 2"), "{report}");
+    }
+    assert_eq!(line(&report, "not adapted"), "not adapted: q 1, conv 1, embed 1");
+    // Of other kinds it is no news that they have none.
+    let (_, report) = inject(model.clone(), &targets(&["0.q"])).unwrap();
+    assert_eq!(line(&report, "not adapted"), "not adapted: q 1");
+
+    let whole = LoraConfig { modules_to_save: vec!["1.q".to_owned()], ..targets(&["0.q"]) };
+    let biases = LoraConfig { bias: TrainedBias::All, ..targets(&["0.q"]) };
+    for config in [whole, biases] {
+        let (_, report) = inject(model.clone(), &config).unwrap();
+        assert!(line(&report, "q").contains("1 of 2"), "{report}");
+    }
+}
+
 #[test]
 fn two_layers_of_one_path_are_not_saved() {
     #[derive(Module, Debug)]

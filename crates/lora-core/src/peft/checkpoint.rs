@@ -200,10 +200,20 @@ struct Files {
     left_out: Vec<String>,
 }
 
-/// What lies in a folder, by name: its files, and the names of what is none.
-fn entries_of(folder: &Path) -> Result<(Vec<OsString>, Vec<String>)> {
+/// What lies in a folder, by name.
+#[derive(Default)]
+struct Entries {
+    files: Vec<OsString>,
+    /// Links that lead nowhere, of weights.
+    broken: Vec<OsString>,
+    /// What is no file, as it is shown.
+    others: Vec<String>,
+}
+
+fn entries_of(folder: &Path) -> Result<Entries> {
     let error = |source| Error::io(folder, source);
-    let (mut files, mut others) = (Vec::new(), Vec::new());
+    let mut entries = Entries::default();
+    let Entries { files, broken, others } = &mut entries;
     for entry in fs::read_dir(folder).map_err(error)? {
         let entry = entry.map_err(error)?;
         let name = entry.file_name();
@@ -213,17 +223,18 @@ fn entries_of(folder: &Path) -> Result<(Vec<OsString>, Vec<String>)> {
             Ok(metadata) if metadata.is_dir() => others.push(format!("{shown}/")),
             Ok(_) => others.push(shown),
             // A link that leads nowhere: of what would not be copied anyway, or of a file that is missing.
-            Err(_) if shown.starts_with('.') || is_of_other_weights(&shown) => others.push(shown),
+            Err(_) if shown.starts_with('.') => others.push(shown),
+            Err(_) if is_of_other_weights(&shown) => broken.push(name),
             Err(source) => return Err(Error::io(entry.path(), source)),
         }
     }
     files.sort();
-    Ok((files, others))
+    Ok(entries)
 }
 
 impl Files {
     fn of(base: &Path) -> Result<Self> {
-        let (names, mut left_out) = entries_of(base)?;
+        let Entries { files: names, broken, others: mut left_out } = entries_of(base)?;
         // One file wins where there are both, as it does where a model is loaded.
         let single = base.join(MODEL_FILE).is_file();
         let listed = match single {
@@ -232,12 +243,23 @@ impl Files {
         };
         let mut files = Self::default();
         if let Some(place) = left_out.iter().position(|name| *name == format!("{TEMPLATES}/")) {
-            let (templates, others) = entries_of(&base.join(TEMPLATES))?;
-            files.others.extend(templates.iter().map(|name| Path::new(TEMPLATES).join(name)));
+            let templates = entries_of(&base.join(TEMPLATES))?;
+            files.others.extend(templates.files.iter().map(|name| Path::new(TEMPLATES).join(name)));
             left_out.swap_remove(place);
-            left_out.extend(others.iter().map(|name| format!("{TEMPLATES}/{name}")));
+            let broken = templates.broken.iter().map(|name| name.to_string_lossy().into_owned());
+            let others = templates.others.into_iter().chain(broken);
+            left_out.extend(others.map(|name| format!("{TEMPLATES}/{name}")));
         }
         files.left_out = left_out;
+        for link in broken {
+            let name = link.to_string_lossy().into_owned();
+            // With neither the one file nor an index, any may be a part of the model.
+            if listed.is_none() && name.ends_with(".safetensors") {
+                let path = base.join(link);
+                fs::metadata(&path).map_err(|source| Error::io(&path, source))?;
+            }
+            files.left_out.push(name);
+        }
         for file in names {
             let name = file.to_string_lossy().into_owned();
             let is_shard = match &listed {

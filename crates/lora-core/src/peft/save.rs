@@ -18,7 +18,7 @@ use crate::config::{LoraConfig, TrainedBias};
 use crate::error::{Error, ErrorKind, Result};
 use crate::init::fresh_seed;
 use crate::layer::Adaptation;
-use crate::target::TargetModules;
+use crate::target::{Saved, TargetModules, is_named};
 use crate::visit::VisitLora;
 
 /// Writes the model's adapters, and nothing else of the model, as a new folder in PEFT's format.
@@ -30,7 +30,8 @@ use crate::visit::VisitLora;
 /// # Errors
 /// When the folder exists already or cannot be written; when a value is NaN or infinite; when the model
 /// is that of a mixed batch; when it has no adapter, or adapters that the format cannot express together: with both scaling rules, with
-/// and without DoRA or adapter biases, or with different dropout.
+/// and without DoRA or adapter biases, with different dropout, or with trained tokens or whole layers by
+/// names that mean other layers too.
 pub fn save_adapter<M: VisitLora>(
     model: &M,
     folder: impl AsRef<Path>,
@@ -69,6 +70,7 @@ pub(crate) fn adapter_files<M: VisitLora>(
         return Err(Error::setting("model", "a path of its own for each layer", found));
     }
     let config = describe(&layers)?;
+    check_names(&layers, &config)?;
     let json = serde_json::to_string_pretty(&to_json(&config, info))
         .expect("a value of strings and finite numbers is always JSON");
     let tensors = tensors(&layers)?;
@@ -169,7 +171,7 @@ fn describe(layers: &[Layer]) -> Result<LoraConfig> {
         config.bias = TrainedBias::LoraOnly;
     }
     let is_target = |layer: &Layer| matches!(layer.adaptation, Some(Adaptation::LowRank(_)));
-    config.target_modules = TargetModules::Names(names(layers, is_target));
+    config.target_modules = targets(layers, is_target);
     let is_saved = |layer: &Layer| matches!(&layer.adaptation, Some(Adaptation::Replacement(part)) if part.weight.is_some());
     config.modules_to_save = names(layers, is_saved);
     for layer in layers {
@@ -203,6 +205,43 @@ fn check_biases(layers: &[Layer], bias: TrainedBias) -> Result<()> {
             Err(Error::setting("bias", "a trained bias for every layer that has one", found))
         }
     }
+}
+
+/// The names of the targets, or where a name would mean more than them, since a path ends as another does, a
+/// pattern of their whole paths.
+fn targets(layers: &[Layer], is_target: impl Fn(&Layer) -> bool) -> TargetModules {
+    let names = names(layers, &is_target);
+    let mut others = layers.iter().filter(|layer| !is_target(layer));
+    if !others.any(|other| names.iter().any(|name| is_named(&other.path, name))) {
+        return TargetModules::Names(names);
+    }
+    let paths = layers.iter().filter(|layer| is_target(layer));
+    let paths: Vec<String> = paths.map(|layer| regex::escape(&layer.path)).collect();
+    TargetModules::Pattern(format!("(?:{})", paths.join("|")))
+}
+
+/// For what trains as a whole and for tokens the format has names alone, which may mean another layer too.
+fn check_names(layers: &[Layer], config: &LoraConfig) -> Result<()> {
+    let saved = Saved::new(&config.modules_to_save, &mut Vec::new());
+    for Layer { path, adaptation, .. } in layers {
+        let replacement = match adaptation {
+            Some(Adaptation::Replacement(replacement)) => Some(replacement),
+            _ => None,
+        };
+        let is_saved = replacement.is_some_and(|part| part.weight.is_some());
+        let has_tokens = replacement.is_some_and(|part| part.tokens.is_some());
+        let named = config.trainable_tokens.iter().any(|(name, _)| is_named(path, name));
+        let wrong = [
+            ("modules_to_save", saved.contains(path) && !is_saved),
+            ("trainable_tokens", named && !has_tokens),
+        ];
+        if let Some((setting, _)) = wrong.iter().find(|(_, wrong)| *wrong) {
+            let expected = "paths of which no other layer's is the end";
+            let found = format!("one that means '{path}' too, which trains in another way");
+            return Err(Error::setting(setting, expected, found));
+        }
+    }
+    Ok(())
 }
 
 /// The last names of the layers that are meant where every layer of that name is, whole paths

@@ -162,11 +162,15 @@ impl AdapterSets {
             let rest: Vec<String> =
                 self.sum.names.iter().filter(|other| *other != name).cloned().collect();
             let mut enabled = Vec::new();
-            model.visit_lora("", &mut |_, layer| enabled.push(layer.is_enabled()));
+            model.visit_lora("", &mut |_, layer| {
+                enabled.push(layer.adaptation().map(|_| layer.is_enabled()));
+            });
             self.activate_all(model, &rest)?;
             let mut enabled = enabled.into_iter();
             model.visit_lora_mut("", &mut |_, layer| {
-                layer.set_enabled(enabled.next().unwrap_or(true));
+                if let Some(before) = enabled.next().flatten() {
+                    layer.set_enabled(before);
+                }
             });
         } else {
             let set = &self.sets[place].1;

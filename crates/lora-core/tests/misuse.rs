@@ -384,7 +384,6 @@ fn an_alpha_that_is_zero_in_f32_is_refused_where_it_is_given() {
     assert!(sentence(inject(vec![linear(6, 4)], &LoraConfig::new(2, 1e-46))).contains("alpha"));
 }
 
-/// The derive refuses such names; whoever implements the trait may not.
 #[derive(Module, Debug, VisitLora)]
 struct Tower {
     layers: Vec<AdaptableLinear>,
@@ -534,6 +533,79 @@ fn the_rest_of_a_sum_stays_switched_off() {
 }
 
 #[derive(Module, Debug, VisitLora)]
+struct Inner {
+    embed: AdaptableEmbedding,
+    head: AdaptableLinear,
+}
+
+#[derive(Module, Debug, VisitLora)]
+struct Outer {
+    inner: Inner,
+    embed: AdaptableEmbedding,
+    q: AdaptableLinear,
+}
+
+#[test]
+fn tokens_of_embeddings_whose_paths_end_alike_come_back_or_are_not_saved() {
+    let embedding = || EmbeddingConfig::new(9, 4).init(&device());
+    let base = Outer {
+        inner: Inner { embed: embedding().into(), head: linear(4, 4) },
+        embed: embedding().into(),
+        q: linear(4, 4),
+    };
+    let temp = tempfile::tempdir().unwrap();
+    let of = |entries: &[(&str, &[usize])]| {
+        let entries = entries.iter().map(|(name, ids)| ((*name).to_owned(), ids.to_vec()));
+        LoraConfig { trainable_tokens: entries.collect(), ..targets(&["q"]) }
+    };
+    for (name, entries) in [
+        ("both", &[("embed", &[3, 5][..])][..]),
+        ("the inner one", &[("inner.embed", &[3, 5][..])][..]),
+    ] {
+        let (model, _) = inject(base.clone(), &of(entries)).unwrap();
+        let folder = temp.path().join(name);
+        save_adapter(&model, &folder, &AdapterInfo::default()).unwrap();
+        let (read, _) = load_adapter(base.clone(), &folder).unwrap();
+        assert_eq!(adapted(&read), adapted(&model), "{name}");
+    }
+    // The outer alone, and other tokens of each, are beyond what names can say.
+    let (both, _) = inject(base.clone(), &of(&[("embed", &[3, 5])])).unwrap();
+    let (inner, _) = inject(base.clone(), &of(&[("inner.embed", &[1])])).unwrap();
+    let mut outer = both.clone();
+    outer.inner.embed = base.inner.embed.clone();
+    let mut other = both;
+    other.inner.embed = inner.inner.embed.clone();
+    for (name, model) in [("outer", outer), ("other", other)] {
+        let error = sentence(save_adapter(&model, temp.path().join(name), &AdapterInfo::default()));
+        assert!(error.contains("trainable_tokens") && error.contains("'inner.embed'"), "{error}");
+    }
+}
+
+#[test]
+fn a_reader_without_patterns_is_told_of_targets_that_need_one() {
+    let temp = tempfile::tempdir().unwrap();
+    let mut config = LoraConfig::new(2, 4.0);
+    config.target_modules = TargetModules::Pattern("head".to_owned());
+    let (model, _) = inject(towers(), &config).unwrap();
+    let save = |reader: Reader| {
+        let folder = temp.path().join(reader.name());
+        save_portable(&model, folder, &AdapterInfo::default(), &[reader]).map(|_| ())
+    };
+    let error = sentence(save(Reader::MistralRs));
+    assert!(error.contains("reads no pattern") && error.contains("vision.head"), "{error}");
+    for reader in [Reader::Vllm, Reader::LlamaCpp] {
+        save(reader).unwrap();
+    }
+    // Where names will do, the file has them.
+    let (model, _) = inject(towers(), &targets(&["head"])).unwrap();
+    let folder = temp.path().join("names");
+    save_portable(&model, &folder, &AdapterInfo::default(), &[Reader::MistralRs]).unwrap();
+    let json = fs::read_to_string(folder.join("adapter_config.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["target_modules"], serde_json::json!(["head"]));
+}
+
+#[derive(Module, Debug, VisitLora)]
 struct Kinds {
     q: AdaptableLinear,
     conv: AdaptableConv1d,
@@ -570,6 +642,7 @@ fn a_report_counts_layers_of_every_kind_whatever_they_have() {
     }
 }
 
+/// The derive refuses such names; whoever implements the trait may not.
 #[test]
 fn two_layers_of_one_path_are_not_saved() {
     #[derive(Module, Debug)]

@@ -13,7 +13,7 @@ pub(crate) const PARALLEL_FROM: usize = 192 * 192 * 192;
 /// scaling · x · factor, where one side is as small as the rank.
 ///
 /// An f32 factor beside an x in half precision is not rounded: the product is formed in f32 from the values
-/// that x has. Burn's product of two in half precision widens both as well, and then rounds.
+/// that x has, of which it takes a copy. Burn's product of two in bf16 takes two, and then rounds.
 ///
 /// # Shapes
 /// - x `[rows, inner]`, factor `[inner, columns]`, output `[rows, columns]`, in f32 where one of them is

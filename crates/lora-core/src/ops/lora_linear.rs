@@ -54,7 +54,7 @@ pub trait LoraOps: Backend {
     }
 
     /// scaling · x · factor, for a factor A or B^T: x `[rows, inner]`, factor `[inner, columns]`; in the dtype
-    /// of x or, where that is wider, of the factor.
+    /// of x, or in f32 where a backend multiplies an f32 factor beside half precision as it is.
     #[fusion(default)]
     fn scaled_product(
         x: FloatTensor<Self>,
@@ -232,8 +232,8 @@ impl<B: Backend + LoraOps, C: CheckpointStrategy> LoraOps for Autodiff<B, C> {
 /// - output `[rows, d_output]`
 ///
 /// `x` and `weight` have one dtype, which the output has too; the factors may have another, and their
-/// gradients have theirs. On Flex, f32 factors beside half precision are multiplied as they are; elsewhere
-/// they are rounded to the dtype of `x` for the products.
+/// gradients have theirs. On Flex, two f32 factors beside half precision are multiplied as they are; others
+/// are in the dtype of `x` for the products.
 ///
 /// # Panics
 /// When the shapes do not fit each other, or the device's backend was not compiled into this crate

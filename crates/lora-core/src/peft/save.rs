@@ -18,6 +18,7 @@ use crate::config::{LoraConfig, TrainedBias};
 use crate::error::{Error, ErrorKind, Result};
 use crate::init::fresh_seed;
 use crate::layer::Adaptation;
+use crate::replacement::TokenRows;
 use crate::target::{Saved, TargetModules, is_named};
 use crate::visit::VisitLora;
 
@@ -170,15 +171,25 @@ fn describe(layers: &[Layer]) -> Result<LoraConfig> {
     if adapted.iter().any(|(_, adapter)| adapter.base_bias.is_some()) {
         config.bias = TrainedBias::LoraOnly;
     }
-    let is_target = |layer: &Layer| matches!(layer.adaptation, Some(Adaptation::LowRank(_)));
-    config.target_modules = targets(layers, is_target);
+    config.target_modules = match beyond_names(layers).is_empty() {
+        true => TargetModules::Names(names(layers, is_target)),
+        false => pattern(layers),
+    };
     let is_saved = |layer: &Layer| matches!(&layer.adaptation, Some(Adaptation::Replacement(part)) if part.weight.is_some());
     config.modules_to_save = names(layers, is_saved);
     for layer in layers {
         let Some(Adaptation::Replacement(part)) = &layer.adaptation else { continue };
         match (&part.weight, &part.tokens, &part.bias) {
             (None, Some(tokens), _) => {
-                config.trainable_tokens.push((layer.path.clone(), tokens.ids()));
+                // A path that ends with another's is named by that one.
+                let entry = (layer.path.clone(), tokens.ids());
+                let names = |path: &str, (name, ids): &(String, Vec<usize>)| {
+                    is_named(path, name) && *ids == entry.1
+                };
+                if !config.trainable_tokens.iter().any(|other| names(&entry.0, other)) {
+                    config.trainable_tokens.retain(|other| !names(&other.0, &entry));
+                    config.trainable_tokens.push(entry);
+                }
             }
             (None, None, Some(_)) => config.bias = TrainedBias::All,
             _ => {}
@@ -207,37 +218,55 @@ fn check_biases(layers: &[Layer], bias: TrainedBias) -> Result<()> {
     }
 }
 
-/// The names of the targets, or where a name would mean more than them, since a path ends as another does, a
-/// pattern of their whole paths.
-fn targets(layers: &[Layer], is_target: impl Fn(&Layer) -> bool) -> TargetModules {
-    let names = names(layers, &is_target);
-    let mut others = layers.iter().filter(|layer| !is_target(layer));
-    if !others.any(|other| names.iter().any(|name| is_named(&other.path, name))) {
-        return TargetModules::Names(names);
-    }
+fn is_target(layer: &Layer) -> bool {
+    matches!(layer.adaptation, Some(Adaptation::LowRank(_)))
+}
+
+/// The paths of no targets that a list of the targets' names would mean too, since they end as one of these.
+fn beyond_names(layers: &[Layer]) -> Vec<&str> {
+    let names = names(layers, is_target);
+    let is_meant = |layer: &&Layer| names.iter().any(|name| is_named(&layer.path, name));
+    let others = layers.iter().filter(|layer| !is_target(layer)).filter(is_meant);
+    others.map(|layer| layer.path.as_str()).collect()
+}
+
+/// The targets by their whole paths, and nothing else.
+fn pattern(layers: &[Layer]) -> TargetModules {
     let paths = layers.iter().filter(|layer| is_target(layer));
     let paths: Vec<String> = paths.map(|layer| regex::escape(&layer.path)).collect();
     TargetModules::Pattern(format!("(?:{})", paths.join("|")))
 }
 
-/// For what trains as a whole and for tokens the format has names alone, which may mean another layer too.
+/// The layers that a file's list of targets would mean beside the model's; a file for this model has a
+/// pattern instead where there is any.
+pub(crate) fn beyond_target_names<M: VisitLora>(model: &M) -> Result<Vec<String>> {
+    let layers = layers(model, Ok)?;
+    Ok(beyond_names(&layers).into_iter().map(str::to_owned).collect())
+}
+
+/// Whether a reader finds in the config what each layer has. For what trains as a whole and for tokens the
+/// format has names alone, which may mean another layer too.
 fn check_names(layers: &[Layer], config: &LoraConfig) -> Result<()> {
+    let paths: Vec<&str> = layers.iter().map(|layer| layer.path.as_str()).collect();
+    let selected = config.select(&paths, None).selected;
     let saved = Saved::new(&config.modules_to_save, &mut Vec::new());
-    for Layer { path, adaptation, .. } in layers {
-        let replacement = match adaptation {
+    for (layer, selected) in layers.iter().zip(selected) {
+        let replacement = match &layer.adaptation {
             Some(Adaptation::Replacement(replacement)) => Some(replacement),
             _ => None,
         };
         let is_saved = replacement.is_some_and(|part| part.weight.is_some());
-        let has_tokens = replacement.is_some_and(|part| part.tokens.is_some());
-        let named = config.trainable_tokens.iter().any(|(name, _)| is_named(path, name));
+        let ids = replacement.and_then(|part| part.tokens.as_ref()).map(TokenRows::ids);
+        let entries = config.trainable_tokens.iter();
+        let meant = entries.filter(|(name, _)| is_named(&layer.path, name)).map(|(_, ids)| ids);
         let wrong = [
-            ("modules_to_save", saved.contains(path) && !is_saved),
-            ("trainable_tokens", named && !has_tokens),
+            ("modules_to_save", saved.contains(&layer.path) != is_saved),
+            ("trainable_tokens", !meant.eq(ids.iter())),
+            ("target_modules", selected != is_target(layer)),
         ];
         if let Some((setting, _)) = wrong.iter().find(|(_, wrong)| *wrong) {
-            let expected = "paths of which no other layer's is the end";
-            let found = format!("one that means '{path}' too, which trains in another way");
+            let expected = "layers that names can tell from all others";
+            let found = format!("'{}', which ends as the path of another", layer.path);
             return Err(Error::setting(setting, expected, found));
         }
     }

@@ -7,7 +7,7 @@ use crate::config::{LoraConfig, TrainedBias};
 use crate::error::{ErrorKind, Result};
 use crate::frozen::LayerKind;
 use crate::layer::Adaptation;
-use crate::peft::check_unmixed;
+use crate::peft::{beyond_target_names, check_unmixed};
 use crate::scaling::Scaling;
 use crate::target::TargetModules;
 use crate::visit::VisitLora;
@@ -73,6 +73,8 @@ pub enum PortabilityRule {
     Embedding,
     /// No adapter on the head. mistral.rs.
     Head,
+    /// Targets that a list of names can tell from all other layers. mistral.rs, which reads no pattern.
+    Names,
     /// One rank and one alpha: vLLM takes `lora_alpha` and `r` for every layer.
     /// [`save_portable`](crate::save_portable) folds the rest away.
     OneScaling,
@@ -132,6 +134,9 @@ impl PortabilityProblem {
                  which it did not have in training)"
             }
             (Rule::Head, _) => "no adapter on lm_head",
+            (Rule::Names, _) => {
+                "targets that a list of names can tell from all other layers (it reads no pattern)"
+            }
             (Rule::OneScaling, _) => {
                 "one rank and one alpha (it ignores rank_pattern and alpha_pattern in the scaling)"
             }
@@ -161,6 +166,7 @@ impl PortabilityProblem {
             Rule::Convolution | Rule::Embedding | Rule::Head => {
                 "leave it out of target_modules, or merge and serve the whole model".to_owned()
             }
+            Rule::Names => "adapt these layers too, or merge and serve the whole model".to_owned(),
             Rule::OneScaling | Rule::OneAlpha | Rule::AlphaOverRank => {
                 "save with save_portable, which folds the scaling into B".to_owned()
             }
@@ -340,7 +346,15 @@ fn model_problems<M: VisitLora>(model: &M, readers: &[Reader]) -> Vec<Portabilit
     // A model that names an output layer and does not have it makes its output with the embedding.
     let names_a_tie = model.output_layer().is_some() || model.tied_embedding().is_some();
     let tied = names_a_tie && !has_output;
-    readers.iter().flat_map(|reader| layer_problems(&layers, tied, *reader)).collect()
+    let mut problems: Vec<_> =
+        readers.iter().flat_map(|reader| layer_problems(&layers, tied, *reader)).collect();
+    let reader = Reader::MistralRs;
+    let places = beyond_target_names(model).unwrap_or_default();
+    if readers.contains(&reader) && !places.is_empty() {
+        let found = "others that end as a target's path does".to_owned();
+        problems.push(PortabilityProblem { reader, rule: PortabilityRule::Names, found, places });
+    }
+    problems
 }
 
 fn layer_problems(layers: &[Adapted], tied: bool, reader: Reader) -> Vec<PortabilityProblem> {

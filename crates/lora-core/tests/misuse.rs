@@ -581,6 +581,35 @@ fn tokens_of_embeddings_whose_paths_end_alike_come_back_or_are_not_saved() {
     }
 }
 
+#[derive(Module, Debug, VisitLora)]
+struct Predictions {
+    decoder: AdaptableLinear,
+}
+
+#[derive(Module, Debug, VisitLora)]
+struct MaskedModel {
+    decoder: Vec<AdaptableLinear>,
+    predictions: Predictions,
+}
+
+/// A name in `modules_to_save` means all that lies in a module of that name.
+#[test]
+fn a_whole_layer_called_as_a_module_elsewhere_comes_back() {
+    let base = MaskedModel {
+        decoder: vec![linear(4, 4), linear(4, 4)],
+        predictions: Predictions { decoder: linear(4, 4) },
+    };
+    let mut config = targets(&["0", "1"]);
+    config.modules_to_save = vec!["predictions.decoder".to_owned()];
+    let (model, _) = inject(base.clone(), &config).unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("adapter");
+    save_adapter(&model, &folder, &AdapterInfo::default()).unwrap();
+    let (read, report) = load_adapter(base, &folder).unwrap();
+    assert_eq!(adapted(&read), adapted(&model));
+    assert_eq!(report.applied.replaced.len(), 1);
+}
+
 #[test]
 fn a_reader_without_patterns_is_told_of_targets_that_need_one() {
     let temp = tempfile::tempdir().unwrap();

@@ -172,11 +172,11 @@ fn describe(layers: &[Layer]) -> Result<LoraConfig> {
         config.bias = TrainedBias::LoraOnly;
     }
     config.target_modules = match beyond_names(layers).is_empty() {
-        true => TargetModules::Names(names(layers, is_target)),
+        true => TargetModules::Names(names(layers, is_target, false)),
         false => pattern(layers),
     };
     let is_saved = |layer: &Layer| matches!(&layer.adaptation, Some(Adaptation::Replacement(part)) if part.weight.is_some());
-    config.modules_to_save = names(layers, is_saved);
+    config.modules_to_save = names(layers, is_saved, true);
     for layer in layers {
         let Some(Adaptation::Replacement(part)) = &layer.adaptation else { continue };
         match (&part.weight, &part.tokens, &part.bias) {
@@ -224,7 +224,7 @@ fn is_target(layer: &Layer) -> bool {
 
 /// The paths of no targets that a list of the targets' names would mean too, since they end as one of these.
 fn beyond_names(layers: &[Layer]) -> Vec<&str> {
-    let names = names(layers, is_target);
+    let names = names(layers, is_target, false);
     let is_meant = |layer: &&Layer| names.iter().any(|name| is_named(&layer.path, name));
     let others = layers.iter().filter(|layer| !is_target(layer)).filter(is_meant);
     others.map(|layer| layer.path.as_str()).collect()
@@ -266,7 +266,7 @@ fn check_names(layers: &[Layer], config: &LoraConfig) -> Result<()> {
         ];
         if let Some((setting, _)) = wrong.iter().find(|(_, wrong)| *wrong) {
             let expected = "layers that names can tell from all others";
-            let found = format!("'{}', which ends as the path of another", layer.path);
+            let found = format!("'{}', of which they say something else", layer.path);
             return Err(Error::setting(setting, expected, found));
         }
     }
@@ -274,17 +274,23 @@ fn check_names(layers: &[Layer], config: &LoraConfig) -> Result<()> {
 }
 
 /// The last names of the layers that are meant where every layer of that name is, whole paths
-/// elsewhere.
-fn names(layers: &[Layer], is_meant: impl Fn(&Layer) -> bool) -> Vec<String> {
+/// elsewhere. With `within`, a name means what lies in a module of that name, too.
+fn names(layers: &[Layer], is_meant: impl Fn(&Layer) -> bool, within: bool) -> Vec<String> {
     let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
     let mut names = Vec::new();
     for layer in layers.iter().filter(|layer| is_meant(layer)) {
         // PEFT looks at the letters only when it takes a module out of training, not at the dots.
         let name = last(&layer.path);
-        let whole = layers.iter().all(|other| !other.path.ends_with(&name) || is_meant(other));
+        let name_list = [name];
+        let saved = within.then(|| Saved::new(&name_list, &mut Vec::new()));
+        let [name] = &name_list;
+        let is_named = |path: &str| {
+            path.ends_with(name) || saved.as_ref().is_some_and(|saved| saved.contains(path))
+        };
+        let whole = layers.iter().all(|other| !is_named(&other.path) || is_meant(other));
         // A digit at the end is a place in a list, which names nothing elsewhere.
         let named = name.parse::<usize>().is_err();
-        let name = if whole && named { name } else { layer.path.clone() };
+        let name = if whole && named { name } else { &layer.path }.clone();
         if !names.contains(&name) {
             names.push(name);
         }

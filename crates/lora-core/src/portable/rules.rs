@@ -349,8 +349,11 @@ fn model_problems<M: VisitLora>(model: &M, readers: &[Reader]) -> Vec<Portabilit
     let mut problems: Vec<_> =
         readers.iter().flat_map(|reader| layer_problems(&layers, tied, *reader)).collect();
     let reader = Reader::MistralRs;
-    let places = beyond_target_names(model).unwrap_or_default();
-    if readers.contains(&reader) && !places.is_empty() {
+    let places = match readers.contains(&reader) {
+        true => beyond_target_names(model).unwrap_or_default(),
+        false => Vec::new(),
+    };
+    if !places.is_empty() {
         let found = "others that end as a target's path does".to_owned();
         problems.push(PortabilityProblem { reader, rule: PortabilityRule::Names, found, places });
     }

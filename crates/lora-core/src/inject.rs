@@ -14,7 +14,7 @@ use crate::problem::{ConfigProblem, ranges};
 use crate::replacement::{Replacement, TokenRows};
 use crate::target::{Saved, Selection, TargetModules, is_named, name_matches_nothing};
 use crate::trainable::{ParameterCount, grouped};
-use crate::visit::VisitLora;
+use crate::visit::{VisitLora, first_path};
 
 /// What one layer got.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,7 +108,7 @@ pub fn inject<M: Module + VisitLora>(model: M, config: &LoraConfig) -> Result<(M
         selection.problems.extend(biases_elsewhere(&model, config));
         selection.into_result()
     })?;
-    check_bare(&model, &plan)?;
+    check_bare(&model, |path| plan.parts.iter().any(|(planned, _)| planned == path))?;
     attach(model, plan, |path, part, layer| match part {
         Part::LowRank(config) => {
             let adapter = layer.new_adapter(config).map_err(|error| error.at(path))?;
@@ -129,24 +129,13 @@ pub fn inject<M: Module + VisitLora>(model: M, config: &LoraConfig) -> Result<(M
 
 /// A model of which some layers are merged and others not could be neither merged nor unmerged.
 pub(crate) fn check_unmerged<M: VisitLora>(model: &M) -> Result<()> {
-    let mut merged = None;
-    model.visit_lora("", &mut |path, layer| {
-        if layer.is_merged() {
-            merged.get_or_insert_with(|| path.to_owned());
-        }
-    });
+    let merged = first_path(model, |_, layer| layer.is_merged());
     merged.map_or(Ok(()), |path| Err(ErrorKind::AlreadyMerged { path }.into()))
 }
 
 /// What is to be adapted must not be so already.
-fn check_bare<M: VisitLora>(model: &M, plan: &Plan) -> Result<()> {
-    let mut parts = plan.parts.iter().peekable();
-    let mut adapted = None;
-    model.visit_lora("", &mut |path, layer| {
-        if parts.next_if(|(planned, _)| planned == path).is_some() && layer.adaptation().is_some() {
-            adapted.get_or_insert_with(|| path.to_owned());
-        }
-    });
+pub(crate) fn check_bare<M: VisitLora>(model: &M, is_meant: impl Fn(&str) -> bool) -> Result<()> {
+    let adapted = first_path(model, |path, layer| layer.adaptation().is_some() && is_meant(path));
     adapted.map_or(Ok(()), |path| Err(ErrorKind::AlreadyAdapted { path }.into()))
 }
 

@@ -1,7 +1,7 @@
 //! A frozen layer of any kind with what adapts it, and the slot that a model keeps for it.
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::adapter::{LoraAdapter, column_squares, in_dtype, in_full, on};
 use crate::config::AdapterConfig;
@@ -417,6 +417,27 @@ impl Adaptation {
         match self {
             Self::LowRank(adapter) => adapter.num_parameters(),
             Self::Replacement(replacement) => replacement.num_parameters(),
+        }
+    }
+
+    /// The same values with autodiff or without; what trains is known in both forms.
+    pub(crate) fn with_autodiff(self, autodiff: bool) -> Self {
+        match (self.device().is_some_and(|device| device.is_autodiff()), autodiff) {
+            (false, true) => self.train(),
+            (true, false) => self.valid(),
+            _ => self,
+        }
+    }
+
+    pub(crate) fn device(&self) -> Option<Device> {
+        match self {
+            Self::LowRank(adapter) => Some(adapter.lora_a.val().device()),
+            Self::Replacement(replacement) => {
+                let tokens = replacement.tokens.as_ref().map(|tokens| &tokens.rows);
+                let matrix = replacement.weight.as_ref().or(tokens);
+                let matrix = matrix.map(|matrix| matrix.val().device());
+                matrix.or_else(|| replacement.bias.as_ref().map(|bias| bias.val().device()))
+            }
         }
     }
 }

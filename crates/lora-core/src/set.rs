@@ -3,10 +3,9 @@
 use burn::module::Module;
 
 use crate::adapter::LoraAdapter;
-use crate::error::{Error, ErrorKind, Result};
-use crate::inject::{InjectReport, check_unmerged, frozen_beside_adapters};
+use crate::error::{Error, Result};
+use crate::inject::{InjectReport, check_bare, check_unmerged, frozen_beside_adapters};
 use crate::layer::Adaptation;
-use crate::sets::with_autodiff;
 use crate::visit::VisitLora;
 
 /// What adapts each layer of a model, by the layer's path: handles to tensors, so that a clone copies
@@ -85,7 +84,7 @@ impl AdapterSet {
             let Some(place) = entries.iter().position(|(other, _)| other == path) else { return };
             let (_, adaptation) = entries.swap_remove(place);
             let autodiff = layer.weight().device().is_autodiff();
-            if let Err(error) = layer.attach(with_autodiff(adaptation, autodiff)) {
+            if let Err(error) = layer.attach(adaptation.with_autodiff(autodiff)) {
                 failure.get_or_insert_with(|| error.at(path));
             }
         });
@@ -93,16 +92,8 @@ impl AdapterSet {
     }
 
     pub(crate) fn check<M: VisitLora>(&self, model: &M) -> Result<()> {
-        let mut adapted = None;
-        model.visit_lora("", &mut |path, layer| {
-            if self.get(path).is_some() && layer.adaptation().is_some() {
-                adapted.get_or_insert_with(|| path.to_owned());
-            }
-        });
-        match adapted {
-            Some(path) => Err(ErrorKind::AlreadyAdapted { path }.into()),
-            None => self.check_shapes(model),
-        }
+        check_bare(model, |path| self.get(path).is_some())?;
+        self.check_shapes(model)
     }
 
     /// Whether it fits the model's layers, whatever adapts them at the moment.

@@ -3,13 +3,14 @@
 use std::ops::Deref;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::adapter::{LoraAdapter, full_of, in_dtype, on};
 use crate::combination::{Share, low_rank_parts, no_sum, sum};
 use crate::combine::{cat, column_parts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::frozen;
+use crate::inject::check_unmerged;
 use crate::layer::{AdaptableLayer, Adaptation};
 use crate::samples::Samples;
 use crate::scaling::Scaling;
@@ -429,16 +430,8 @@ impl AdapterSets {
 
     /// The same for a model that is to change, and so must not be merged.
     fn unmerged<M: VisitLora>(&self, model: &M) -> Result<Vec<Live>> {
-        let mut merged = None;
-        model.visit_lora("", &mut |path, layer| {
-            if layer.is_merged() {
-                merged.get_or_insert_with(|| path.to_owned());
-            }
-        });
-        match merged {
-            Some(path) => Err(ErrorKind::AlreadyMerged { path }.into()),
-            None => self.live(model),
-        }
+        check_unmerged(model)?;
+        self.live(model)
     }
 
     /// The same, where all of the named sets fit the model.
@@ -453,7 +446,7 @@ impl AdapterSets {
         for Live { path, owner, adaptation } in live {
             let Owner::Set(place) = owner else { continue };
             let has_autodiff =
-                |adaptation: &Adaptation| device(adaptation).is_some_and(|on| on.is_autodiff());
+                |adaptation: &Adaptation| adaptation.device().is_some_and(|on| on.is_autodiff());
             // A copy for evaluation is as old as the day it was made, and cannot have trained.
             if let Some(stored) = self.sets[place].1.get_mut(&path)
                 && has_autodiff(&adaptation) >= has_autodiff(stored)
@@ -592,28 +585,8 @@ fn put_on<M: VisitLora>(model: &mut M, set: &AdapterSet) {
     model.visit_lora_mut("", &mut |path, layer| {
         let autodiff = layer.weight().device().is_autodiff();
         let adaptation = set.get(path).cloned();
-        layer.exchange(adaptation.map(|adaptation| with_autodiff(adaptation, autodiff)));
+        layer.exchange(adaptation.map(|adaptation| adaptation.with_autodiff(autodiff)));
     });
-}
-
-/// The same values with autodiff or without; what trains is known in both forms.
-pub(crate) fn with_autodiff(adaptation: Adaptation, autodiff: bool) -> Adaptation {
-    match (device(&adaptation).is_some_and(|device| device.is_autodiff()), autodiff) {
-        (false, true) => adaptation.train(),
-        (true, false) => adaptation.valid(),
-        _ => adaptation,
-    }
-}
-
-fn device(adaptation: &Adaptation) -> Option<Device> {
-    match adaptation {
-        Adaptation::LowRank(adapter) => Some(adapter.lora_a.val().device()),
-        Adaptation::Replacement(replacement) => {
-            let tokens = replacement.tokens.as_ref().map(|tokens| &tokens.rows);
-            let matrix = replacement.weight.as_ref().or(tokens).map(|matrix| matrix.val().device());
-            matrix.or_else(|| replacement.bias.as_ref().map(|bias| bias.val().device()))
-        }
-    }
 }
 
 /// What an adaptation is known by: the id of its first parameter.

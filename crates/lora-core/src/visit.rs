@@ -196,6 +196,20 @@ impl<T: VisitLora> VisitLora for Option<T> {
     }
 }
 
+/// The path of the first layer that is as asked.
+pub(crate) fn first_path<M: VisitLora>(
+    model: &M,
+    is_asked: impl Fn(&str, &dyn AdaptableLayer) -> bool,
+) -> Option<String> {
+    let mut first = None;
+    model.visit_lora("", &mut |path, layer| {
+        if first.is_none() && is_asked(path, layer) {
+            first = Some(path.to_owned());
+        }
+    });
+    first
+}
+
 /// `path.name`, or `name` at the top.
 pub fn join_path(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }

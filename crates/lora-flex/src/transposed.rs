@@ -274,6 +274,7 @@ mod tests {
                         assert!(found.is_contiguous());
                         assert_close(&found, &expected);
                     }
+                    assert_close(&transposed_product(left.clone(), right.clone()), &expected);
                 }
             }
         }

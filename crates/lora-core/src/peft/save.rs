@@ -20,7 +20,7 @@ use crate::init::fresh_seed;
 use crate::layer::Adaptation;
 use crate::replacement::TokenRows;
 use crate::target::{Saved, TargetModules, is_named};
-use crate::visit::VisitLora;
+use crate::visit::{VisitLora, first_path};
 
 /// Writes the model's adapters, and nothing else of the model, as a new folder in PEFT's format.
 ///
@@ -46,12 +46,7 @@ pub fn save_adapter<M: VisitLora>(
 
 /// A mixed batch is no adapter of its own.
 pub(crate) fn check_unmixed<M: VisitLora>(model: &M) -> Result<()> {
-    let mut mixed = None;
-    model.visit_lora("", &mut |path, layer| {
-        if layer.is_mixed() {
-            mixed.get_or_insert_with(|| path.to_owned());
-        }
-    });
+    let mixed = first_path(model, |_, layer| layer.is_mixed());
     mixed.map_or(Ok(()), |path| Err(ErrorKind::MixedBatch { path }.into()))
 }
 
@@ -281,16 +276,15 @@ fn names(layers: &[Layer], is_meant: impl Fn(&Layer) -> bool, within: bool) -> V
     for layer in layers.iter().filter(|layer| is_meant(layer)) {
         // PEFT looks at the letters only when it takes a module out of training, not at the dots.
         let name = last(&layer.path);
-        let name_list = [name];
-        let saved = within.then(|| Saved::new(&name_list, &mut Vec::new()));
-        let [name] = &name_list;
+        let alone = [name.clone()];
+        let saved = within.then(|| Saved::new(&alone, &mut Vec::new()));
         let is_named = |path: &str| {
-            path.ends_with(name) || saved.as_ref().is_some_and(|saved| saved.contains(path))
+            path.ends_with(&name) || saved.as_ref().is_some_and(|saved| saved.contains(path))
         };
         let whole = layers.iter().all(|other| !is_named(&other.path) || is_meant(other));
         // A digit at the end is a place in a list, which names nothing elsewhere.
         let named = name.parse::<usize>().is_err();
-        let name = if whole && named { name } else { &layer.path }.clone();
+        let name = if whole && named { name } else { layer.path.clone() };
         if !names.contains(&name) {
             names.push(name);
         }

@@ -710,6 +710,7 @@ fn check_adapter<F: FrozenLayer>(base: &F, adapter: &LoraAdapter) -> Result<()> 
     if F::KIND == LayerKind::Embedding && adapter.lora_bias.is_some() {
         return Err(Error::setting("lora_bias", "false for an embedding", true));
     }
+    check_bias(base, adapter.base_bias.is_some(), false)?;
     check_vectors(d_output, [&adapter.lora_bias, &adapter.magnitude, &adapter.base_bias])
 }
 
@@ -728,7 +729,20 @@ fn check_replacement<F: FrozenLayer>(base: &F, replacement: &Replacement) -> Res
             return Err(Error::setting("adapter", expected, format!("{found:?}")));
         }
     }
+    check_bias(base, replacement.bias.is_some(), replacement.weight.is_some())?;
     check_vectors(d_output, [&replacement.bias])
+}
+
+/// A trained bias acts in place of a layer's own; a layer that trains as a whole has both or none.
+fn check_bias<F: FrozenLayer>(base: &F, trains: bool, is_whole: bool) -> Result<()> {
+    let (expected, found) = match base.bias() {
+        None if trains => ("no trained bias, as the layer has none", "one"),
+        Some(_) if is_whole && !trains => {
+            ("a bias beside the weight, as the layer has one", "none")
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::setting("adapter", expected, found))
 }
 
 fn check_vectors<const N: usize>(

@@ -384,79 +384,6 @@ fn an_alpha_that_is_zero_in_f32_is_refused_where_it_is_given() {
     assert!(sentence(inject(vec![linear(6, 4)], &LoraConfig::new(2, 1e-46))).contains("alpha"));
 }
 
-#[derive(Module, Debug, VisitLora)]
-struct Tower {
-    layers: Vec<AdaptableLinear>,
-    head: AdaptableLinear,
-}
-
-#[derive(Module, Debug, VisitLora)]
-struct Towers {
-    layers: Vec<AdaptableLinear>,
-    vision: Tower,
-    head: AdaptableLinear,
-}
-
-fn towers() -> Towers {
-    let layers = || vec![linear(4, 4), linear(4, 4)];
-    Towers {
-        layers: layers(),
-        vision: Tower { layers: layers(), head: linear(4, 4) },
-        head: linear(4, 4),
-    }
-}
-
-/// The paths of what is adapted.
-fn adapted<M: VisitLora>(model: &M) -> Vec<String> {
-    AdapterSet::of(model).paths().map(str::to_owned).collect()
-}
-
-#[test]
-fn whatever_is_adapted_is_what_its_file_says() {
-    let temp = tempfile::tempdir().unwrap();
-    let base = towers();
-    let mut paths = Vec::new();
-    base.visit_lora("", &mut |path, _| paths.push(path.to_owned()));
-    for chosen in 1..1_u32 << paths.len() {
-        let is_chosen = |place: &usize| chosen >> place & 1 == 1;
-        let chosen_paths =
-            (0..paths.len()).filter(is_chosen).map(|place| regex::escape(&paths[place]));
-        let mut config = LoraConfig::new(2, 4.0);
-        let pattern = chosen_paths.collect::<Vec<_>>().join("|");
-        config.target_modules = TargetModules::Pattern(format!("(?:{pattern})"));
-        let (model, _) = inject(base.clone(), &config).unwrap();
-        let folder = temp.path().join(chosen.to_string());
-        save_adapter(&model, &folder, &AdapterInfo::default()).unwrap();
-        let (read, _) = load_adapter(base.clone(), &folder).unwrap();
-        assert_eq!(adapted(&read), adapted(&model));
-    }
-}
-
-#[test]
-fn what_names_cannot_say_is_not_saved() {
-    let temp = tempfile::tempdir().unwrap();
-    let (base, mut config) = (towers(), targets(&["0", "1"]));
-    config.modules_to_save = vec!["vision.head".to_owned()];
-    let (model, _) = inject(base.clone(), &config).unwrap();
-    let folder = temp.path().join("vision.head");
-    save_adapter(&model, &folder, &AdapterInfo::default()).unwrap();
-    let (read, _) = load_adapter(base.clone(), &folder).unwrap();
-    assert_eq!(adapted(&read), adapted(&model));
-
-    // By hand a set can be put on that no config makes.
-    let (mut model, _) = inject(base.clone(), &config).unwrap();
-    model.visit_lora_mut("", &mut |path, layer| {
-        if path.starts_with("vision.") {
-            layer.detach();
-        } else if path == "head" {
-            layer.attach(Adaptation::Replacement(layer.copy_of_layer())).unwrap();
-        }
-    });
-    let error =
-        sentence(save_adapter(&model, temp.path().join("by hand"), &AdapterInfo::default()));
-    assert!(error.contains("modules_to_save") && error.contains("'vision.head'"), "{error}");
-}
-
 #[test]
 fn a_file_is_read_whatever_is_on_the_model() {
     let temp = tempfile::tempdir().unwrap();
@@ -532,167 +459,29 @@ fn the_rest_of_a_sum_stays_switched_off() {
     assert_eq!([model[0].is_enabled(), model[1].is_enabled()], [false, true]);
 }
 
-#[derive(Module, Debug, VisitLora)]
-struct Inner {
-    embed: AdaptableEmbedding,
-    head: AdaptableLinear,
-}
-
-#[derive(Module, Debug, VisitLora)]
-struct Outer {
-    inner: Inner,
-    embed: AdaptableEmbedding,
-    q: AdaptableLinear,
-}
-
+/// What no layer could have read is refused where it is put on, and where it is saved.
 #[test]
-fn tokens_of_embeddings_whose_paths_end_alike_come_back_or_are_not_saved() {
-    let embedding = || EmbeddingConfig::new(9, 4).init(&device());
-    let base = Outer {
-        inner: Inner { embed: embedding().into(), head: linear(4, 4) },
-        embed: embedding().into(),
-        q: linear(4, 4),
-    };
-    let temp = tempfile::tempdir().unwrap();
-    let of = |entries: &[(&str, &[usize])]| {
-        let entries = entries.iter().map(|(name, ids)| ((*name).to_owned(), ids.to_vec()));
-        LoraConfig { trainable_tokens: entries.collect(), ..targets(&["q"]) }
-    };
-    for (name, entries) in [
-        ("both", &[("embed", &[3, 5][..])][..]),
-        ("the inner one", &[("inner.embed", &[3, 5][..])][..]),
+fn a_trained_bias_belongs_to_a_layer_with_one() {
+    let with = linear(6, 4);
+    let without: AdaptableLinear = LinearConfig::new(6, 4).with_bias(false).init(&device()).into();
+    let replacement = |layer: &dyn AdaptableLayer| layer.copy_of_layer();
+    let mut bare = replacement(&with);
+    bare.bias = None;
+    for (mut layer, replacement, problem) in [
+        (with.clone(), bare, "a bias beside the weight"),
+        (without.clone(), replacement(&with), "no trained bias"),
     ] {
-        let (model, _) = inject(base.clone(), &of(entries)).unwrap();
-        let folder = temp.path().join(name);
-        save_adapter(&model, &folder, &AdapterInfo::default()).unwrap();
-        let (read, _) = load_adapter(base.clone(), &folder).unwrap();
-        assert_eq!(adapted(&read), adapted(&model), "{name}");
+        let error = sentence(layer.attach(Adaptation::Replacement(replacement)));
+        assert!(error.contains(problem), "{error}");
     }
-    // The outer alone, and other tokens of each, are beyond what names can say.
-    let (both, _) = inject(base.clone(), &of(&[("embed", &[3, 5])])).unwrap();
-    let (inner, _) = inject(base.clone(), &of(&[("inner.embed", &[1])])).unwrap();
-    let mut outer = both.clone();
-    outer.inner.embed = base.inner.embed.clone();
-    let mut other = both;
-    other.inner.embed = inner.inner.embed.clone();
-    for (name, model) in [("outer", outer), ("other", other)] {
-        let error = sentence(save_adapter(&model, temp.path().join(name), &AdapterInfo::default()));
-        assert!(error.contains("trainable_tokens") && error.contains("'inner.embed'"), "{error}");
-    }
-}
 
-#[derive(Module, Debug, VisitLora)]
-struct Predictions {
-    decoder: AdaptableLinear,
-}
-
-#[derive(Module, Debug, VisitLora)]
-struct MaskedModel {
-    decoder: Vec<AdaptableLinear>,
-    predictions: Predictions,
-}
-
-/// A name in `modules_to_save` means all that lies in a module of that name.
-#[test]
-fn a_whole_layer_called_as_a_module_elsewhere_comes_back() {
-    let base = MaskedModel {
-        decoder: vec![linear(4, 4), linear(4, 4)],
-        predictions: Predictions { decoder: linear(4, 4) },
-    };
-    let mut config = targets(&["0", "1"]);
-    config.modules_to_save = vec!["predictions.decoder".to_owned()];
-    let (model, _) = inject(base.clone(), &config).unwrap();
+    let (mut model, _) = inject(vec![without], &LoraConfig::new(2, 4.0)).unwrap();
+    let bias = Param::from_tensor(Tensor::zeros([4], &device()));
+    model[0].as_lora_mut().unwrap().adapter_mut().base_bias = Some(bias);
     let temp = tempfile::tempdir().unwrap();
-    let folder = temp.path().join("adapter");
-    save_adapter(&model, &folder, &AdapterInfo::default()).unwrap();
-    let (read, report) = load_adapter(base, &folder).unwrap();
-    assert_eq!(adapted(&read), adapted(&model));
-    assert_eq!(report.applied.replaced.len(), 1);
-}
-
-#[test]
-fn a_reader_without_patterns_is_told_of_targets_that_need_one() {
-    let temp = tempfile::tempdir().unwrap();
-    let mut config = LoraConfig::new(2, 4.0);
-    config.target_modules = TargetModules::Pattern("head".to_owned());
-    let (model, _) = inject(towers(), &config).unwrap();
-    let save = |reader: Reader| {
-        let folder = temp.path().join(reader.name());
-        save_portable(&model, folder, &AdapterInfo::default(), &[reader]).map(|_| ())
-    };
-    let error = sentence(save(Reader::MistralRs));
-    assert!(error.contains("reads no pattern") && error.contains("vision.head"), "{error}");
-    for reader in [Reader::Vllm, Reader::LlamaCpp] {
-        save(reader).unwrap();
-    }
-    // Where names will do, the file has them.
-    let (model, _) = inject(towers(), &targets(&["head"])).unwrap();
-    let folder = temp.path().join("names");
-    save_portable(&model, &folder, &AdapterInfo::default(), &[Reader::MistralRs]).unwrap();
-    let json = fs::read_to_string(folder.join("adapter_config.json")).unwrap();
-    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(json["target_modules"], serde_json::json!(["head"]));
-}
-
-#[derive(Module, Debug, VisitLora)]
-struct Kinds {
-    q: AdaptableLinear,
-    conv: AdaptableConv1d,
-    embed: AdaptableEmbedding,
-}
-
-#[test]
-fn a_report_counts_layers_of_every_kind_whatever_they_have() {
-    let kinds = || Kinds {
-        q: linear(4, 4),
-        conv: Conv1dConfig::new(4, 4, 3).init(&device()).into(),
-        embed: EmbeddingConfig::new(9, 4).init(&device()).into(),
-    };
-    let model = vec![kinds(), kinds()];
-    let line = |report: &InjectReport, name: &str| {
-        let text = report.to_string();
-        let line = text.lines().find(|line| line.starts_with(name)).map(str::to_owned);
-        line.unwrap_or_else(|| panic!("{name} in {text}"))
-    };
-    let (_, report) = inject(model.clone(), &targets(&["0.q", "0.conv", "0.embed"])).unwrap();
-    for name in ["q", "conv", "embed"] {
-        assert!(line(&report, name).contains("1 of 2"), "{report}");
-    }
-    assert_eq!(line(&report, "not adapted"), "not adapted: q 1, conv 1, embed 1");
-    // Of other kinds it is no news that they have none.
-    let (_, report) = inject(model.clone(), &targets(&["0.q"])).unwrap();
-    assert_eq!(line(&report, "not adapted"), "not adapted: q 1");
-
-    let whole = LoraConfig { modules_to_save: vec!["1.q".to_owned()], ..targets(&["0.q"]) };
-    let biases = LoraConfig { bias: TrainedBias::All, ..targets(&["0.q"]) };
-    for config in [whole, biases] {
-        let (_, report) = inject(model.clone(), &config).unwrap();
-        assert!(line(&report, "q").contains("1 of 2"), "{report}");
-    }
-}
-
-/// The derive refuses such names; whoever implements the trait may not.
-#[test]
-fn two_layers_of_one_path_are_not_saved() {
-    #[derive(Module, Debug)]
-    struct Twice {
-        layers: Vec<AdaptableLinear>,
-    }
-    impl VisitLora for Twice {
-        fn visit_lora<'a>(&'a self, _: &str, visit: &mut VisitLayer<'_, 'a>) {
-            self.layers.iter().for_each(|layer| visit("same", layer));
-        }
-        fn visit_lora_mut(&mut self, _: &str, visit: &mut VisitLayerMut<'_>) {
-            self.layers.iter_mut().for_each(|layer| visit("same", layer));
-        }
-    }
-    let net = Twice { layers: vec![linear(6, 4), linear(6, 4)] };
-    let (model, _) = inject(net, &LoraConfig::new(2, 4.0)).unwrap();
-    let temp = tempfile::tempdir().unwrap();
-    let folder = temp.path().join("adapter");
-    let error = sentence(save_adapter(&model, &folder, &AdapterInfo::default()));
-    assert_eq!(error, "model: expected a path of its own for each layer, found 'same' twice");
-    assert!(!folder.exists());
+    let error =
+        sentence(save_adapter(&model, temp.path().join("adapter"), &AdapterInfo::default()));
+    assert!(error.contains("no trained bias") && error.ends_with(" for 0"), "{error}");
 }
 
 #[test]

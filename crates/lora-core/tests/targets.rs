@@ -259,10 +259,12 @@ proptest! {
 #[cfg(feature = "flex")]
 mod on_a_model {
     use burn::module::Module;
-    use burn::nn::LinearConfig;
+    use burn::nn::conv::Conv1dConfig;
+    use burn::nn::{EmbeddingConfig, LinearConfig};
     use burn::tensor::Device;
     use lora_core::{
-        AdaptableLinear, ErrorKind, ExcludeModules, LoraConfig, TargetModules, VisitLora, inject,
+        AdaptableConv1d, AdaptableEmbedding, AdaptableLinear, ErrorKind, ExcludeModules,
+        InjectReport, LoraConfig, TargetModules, TrainedBias, VisitLora, inject,
     };
 
     #[derive(Module, Debug, VisitLora)]
@@ -278,11 +280,11 @@ mod on_a_model {
         head: AdaptableLinear,
     }
 
+    fn linear(d_input: usize, d_output: usize) -> AdaptableLinear {
+        LinearConfig::new(d_input, d_output).init(&Device::flex().autodiff()).into()
+    }
+
     fn model() -> Model {
-        let device = Device::flex().autodiff();
-        let linear = |d_input, d_output| {
-            AdaptableLinear::from(LinearConfig::new(d_input, d_output).init(&device))
-        };
         let layers = (0..4).map(|_| Layer { up: linear(4, 6), down: linear(6, 4) }).collect();
         Model { layers, head: linear(4, 9) }
     }
@@ -329,5 +331,47 @@ trainable: 90 of 367 (24.523 %)"
         let in_full = (4 * 6 + 6) + (6 * 4 + 4) + (4 * 9 + 9);
         assert_eq!(report.parameters.trainable, 6 * 2 * (4 + 6) + in_full);
         assert_eq!(lora_core::ParameterCount::of(&model), report.parameters);
+    }
+
+    #[derive(Module, Debug, VisitLora)]
+    struct Kinds {
+        q: AdaptableLinear,
+        conv: AdaptableConv1d,
+        embed: AdaptableEmbedding,
+    }
+
+    #[test]
+    fn a_report_counts_layers_of_every_kind_whatever_they_have() {
+        let device = Device::flex().autodiff();
+        let kinds = || Kinds {
+            q: linear(4, 4),
+            conv: Conv1dConfig::new(4, 4, 3).init(&device).into(),
+            embed: EmbeddingConfig::new(9, 4).init(&device).into(),
+        };
+        let targets = |names: &[&str]| LoraConfig {
+            target_modules: TargetModules::names(names.iter().copied()),
+            ..LoraConfig::new(2, 4.0)
+        };
+        let model = vec![kinds(), kinds()];
+        let line = |report: &InjectReport, name: &str| {
+            let text = report.to_string();
+            let line = text.lines().find(|line| line.starts_with(name)).map(str::to_owned);
+            line.unwrap_or_else(|| panic!("{name} in {text}"))
+        };
+        let (_, report) = inject(model.clone(), &targets(&["0.q", "0.conv", "0.embed"])).unwrap();
+        for name in ["q", "conv", "embed"] {
+            assert!(line(&report, name).contains("1 of 2"), "{report}");
+        }
+        assert_eq!(line(&report, "not adapted"), "not adapted: q 1, conv 1, embed 1");
+        // Of other kinds it is no news that they have none.
+        let (_, report) = inject(model.clone(), &targets(&["0.q"])).unwrap();
+        assert_eq!(line(&report, "not adapted"), "not adapted: q 1");
+
+        let whole = LoraConfig { modules_to_save: vec!["1.q".to_owned()], ..targets(&["0.q"]) };
+        let biases = LoraConfig { bias: TrainedBias::All, ..targets(&["0.q"]) };
+        for config in [whole, biases] {
+            let (_, report) = inject(model.clone(), &config).unwrap();
+            assert!(line(&report, "q").contains("1 of 2"), "{report}");
+        }
     }
 }

@@ -11,7 +11,7 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use super::config::{AdapterInfo, to_json};
 use super::fingerprint::fingerprint;
-use super::keys::{Part, Slot, key};
+use super::keys::{Part, Slot, key, parse};
 use super::{CONFIG_FILE, FINGERPRINT, WEIGHTS_FILE};
 use crate::adapter::LoraAdapter;
 use crate::config::{LoraConfig, TrainedBias};
@@ -30,9 +30,10 @@ use crate::visit::{VisitLora, first_path};
 ///
 /// # Errors
 /// When the folder exists already or cannot be written; when a value is NaN or infinite; when the model
-/// is that of a mixed batch; when it has no adapter, or adapters that the format cannot express together: with both scaling rules, with
-/// and without DoRA or adapter biases, with different dropout, or with trained tokens or whole layers by
-/// names that mean other layers too.
+/// is that of a mixed batch; when a part put on by hand does not fit its layer; when it has no adapter, or
+/// what the format cannot express: both scaling rules, some layers with and some without DoRA or adapter
+/// biases, different dropout, trained tokens or whole layers by names that mean other layers too, or a path
+/// that a reader would take for another (one with `_orig_mod` in it).
 pub fn save_adapter<M: VisitLora>(
     model: &M,
     folder: impl AsRef<Path>,
@@ -105,17 +106,21 @@ fn layers<M: VisitLora>(
 ) -> Result<Vec<Layer>> {
     let (mut layers, mut failure) = (Vec::new(), None);
     model.visit_lora("", &mut |path, layer| {
-        let adaptation = match layer.adaptation() {
-            Some(Adaptation::LowRank(adapter)) => match form(adapter.into_plain()) {
-                Ok(adapter) => Some(Adaptation::LowRank(adapter)),
-                Err(error) => {
-                    failure.get_or_insert_with(|| error.at(path));
-                    None
-                }
-            },
-            other => other,
-        };
-        layers.push(Layer { path: path.to_owned(), slot: Slot::of(layer), adaptation });
+        let formed = layer.adaptation().map(|adaptation| -> Result<Adaptation> {
+            layer.check(&adaptation)?; // its parts can be changed by hand
+            Ok(match adaptation {
+                Adaptation::LowRank(adapter) => Adaptation::LowRank(form(adapter.into_plain())?),
+                other => other,
+            })
+        });
+        match formed.transpose() {
+            Ok(adaptation) => {
+                layers.push(Layer { path: path.to_owned(), slot: Slot::of(layer), adaptation });
+            }
+            Err(error) => {
+                failure.get_or_insert_with(|| error.at(path));
+            }
+        }
     });
     failure.map_or(Ok(layers), Err)
 }
@@ -315,8 +320,13 @@ fn tensors(layers: &[Layer]) -> Result<Vec<NamedBytes>> {
             if values.iter().any(|value| !value.is_finite()) {
                 return Err(ErrorKind::NonFiniteAdapter { path: path.clone() }.into());
             }
+            let key = key(path, slot.kind, part);
+            if parse(&key).is_none_or(|read| read != (path.clone(), part)) {
+                let expected = "paths without the words of the format";
+                return Err(Error::setting("model", expected, format!("'{path}'")));
+            }
             let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            tensors.push((key(path, slot.kind, part), slot.torch_shape(part, size), bytes));
+            tensors.push((key, slot.torch_shape(part, size), bytes));
             Ok(())
         };
         let matrix = |part, matrix: &Param<Tensor<2>>| {

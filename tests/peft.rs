@@ -470,6 +470,21 @@ fn an_adapter_that_changes_nothing_is_reported() {
     assert!(report.to_string().ends_with(told), "{report}");
 }
 
+/// PEFT makes and reads such files for every model of the Llama kind.
+#[test]
+fn a_bias_setting_without_effect_does_not_bar_a_file() {
+    for bias in ["lora_only", "all"] {
+        let folder = copy_adapter("peft_plain");
+        change_config(folder.path(), |config| config["bias"] = bias.into());
+        let (model, _) = load_adapter(base("tiny_llama"), folder.path()).unwrap();
+        let (plain, _) = load("peft_plain", "tiny_llama");
+        assert_eq!(
+            lora_core::AdapterSet::of(&model).num_parameters(),
+            lora_core::AdapterSet::of(&plain).num_parameters()
+        );
+    }
+}
+
 #[test]
 fn embeddings_that_peft_adds_for_a_changed_vocabulary_must_be_the_models() {
     let folder = copy_adapter("peft_plain");
@@ -480,13 +495,29 @@ fn embeddings_that_peft_adds_for_a_changed_vocabulary_must_be_the_models() {
     change_tensors(folder.path(), |tensors| tensors.push(embedding.clone()));
     load_adapter(base("tiny_llama"), folder.path()).unwrap();
 
+    // Of a tied model PEFT writes it again as the head's, which it is.
+    let tied = copy_adapter("peft_lora_bias");
+    let weights = tensors_of(&golden("tiny_llama_tied").join("model.safetensors"));
+    let shared = weights.iter().find(|tensor| tensor.name == "model.embed_tokens.weight");
+    let named = |name: &str| FileTensor { name: name.to_owned(), ..shared.unwrap().clone() };
+    let [own, again] = ["model.embed_tokens", "lm_head"]
+        .map(|path| named(&format!("base_model.model.{path}.weight")));
+    change_tensors(tied.path(), |tensors| tensors.extend([own, again.clone()]));
+    load_adapter(base("tiny_llama_tied"), tied.path()).unwrap();
+    change_tensors(tied.path(), |tensors| {
+        let place = tensors.iter_mut().find(|tensor| tensor.name == again.name).unwrap();
+        place.bytes[..4].copy_from_slice(&9f32.to_le_bytes());
+    });
+    let error = load_adapter(base("tiny_llama_tied"), tied.path()).unwrap_err().to_string();
+    assert!(error.contains("lm_head.weight is in the file, but belongs to no target"), "{error}");
+
     change_tensors(folder.path(), |tensors| {
         let place = tensors.iter_mut().find(|tensor| tensor.name == embedding.name).unwrap();
         place.bytes[..4].copy_from_slice(&9f32.to_le_bytes());
     });
     let error = load_adapter(base("tiny_llama"), folder.path()).unwrap_err().to_string();
-    let expected =
-        "base_model.model.model.embed_tokens.weight is not this model's weight: they differ by ";
+    let expected = "base_model.model.model.embed_tokens.weight is in the file, but belongs to no target, and \
+         is not this model's weight: they differ by ";
     assert!(error.contains(expected), "{error}");
 }
 

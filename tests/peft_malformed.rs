@@ -430,8 +430,8 @@ fn a_bias_of_the_up_matrix_on_an_embedding() {
     assert_eq!(
         sentence(folder.path(), "tiny_llama"),
         format!(
-            "{CONFIG}lora_bias: expected no embedding among the targets, found \
-             'model.embed_tokens', an embedding"
+            "{CONFIG}lora_bias: expected false for an embedding, found true at \
+             'model.embed_tokens'"
         )
     );
 }

@@ -64,9 +64,10 @@ impl LoraAdapter {
     /// device, with starting values by `config.init`.
     ///
     /// # Errors
-    /// When the rank is 0 or above both of the layer's sizes, alpha or a standard deviation is not a
-    /// finite number above 0, dropout is not in `[0, 1)`, the weight is quantised, or it holds NaN or
-    /// infinity where the starting values follow from it.
+    /// When the rank is 0 or above both of the layer's sizes (above one of them, to start from the weight),
+    /// or odd for the orthogonal start; when alpha or a standard deviation is not a finite number above 0, or
+    /// dropout is not in `[0, 1)`; with `lora_bias` beside DoRA; when the weight is quantised, or holds NaN
+    /// or infinity where the starting values follow from it.
     pub fn new(
         weight: &Tensor<2>,
         bias: Option<&Tensor<1>>,
@@ -82,7 +83,7 @@ impl LoraAdapter {
     /// As [`new`](Self::new), and when the kind of layer has no such variant.
     pub(crate) fn for_layer<F: FrozenLayer>(base: &F, config: &AdapterConfig) -> Result<Self> {
         if config.lora_bias && F::KIND == LayerKind::Embedding {
-            return Err(Error::setting("lora_bias", "false where embeddings are adapted", true));
+            return Err(Error::setting("lora_bias", "false for an embedding", true));
         }
         Self::grouped(&base.weight(), base.bias().as_ref(), base.groups(), config)
     }
@@ -108,6 +109,8 @@ impl LoraAdapter {
             check_grouped(groups, config)?;
         }
         let dtype = adapter_dtype(weight.dtype(), config.dtype)?;
+        // What stands in for the layer's own values is not rounded: it starts as they are.
+        let of_layer = adapter_dtype(weight.dtype(), None)?;
         // A grouped convolution's A is larger than its weight, which such a start does not look at.
         let shown = match groups {
             1 => weight.clone(),
@@ -124,14 +127,14 @@ impl LoraAdapter {
                 Some(Param::from_tensor(Tensor::zeros([d_output], (&device, dtype))));
         }
         if config.dora {
-            let norms = column_squares(&weight).sqrt().cast(dtype);
+            let norms = column_squares(&weight).sqrt().cast(of_layer);
             adapter.magnitude = Some(Param::from_tensor(on(norms, &device)));
         }
         if config.train_bias
             && let Some(bias) = bias
         {
             // A copy of its own: the layer's bias keeps its values.
-            let bias = bias.clone().without_autodiff().cast(dtype);
+            let bias = bias.clone().without_autodiff().cast(of_layer);
             adapter.base_bias = Some(Param::from_tensor(on(bias, &device)));
         }
         Ok(adapter)
@@ -384,8 +387,8 @@ impl LoraAdapter {
 
     /// The adapter's own input, where it is another than the layer's: with some values dropped.
     pub(crate) fn dropped<const D: usize>(&self, input: &Tensor<D>) -> Option<Tensor<D>> {
-        // Both: a model on an autodiff device may have been frozen, and then it does not train.
-        let trains = input.device().is_autodiff() && self.lora_a.val().is_require_grad();
+        // Not by the input's device: one without autodiff may come to a model that trains.
+        let trains = self.lora_a.val().is_require_grad();
         if self.dropout == 0.0 || !trains {
             return None;
         }

@@ -127,7 +127,7 @@ pub struct CombinedLayer {
     pub error: f64,
 }
 
-/// `30 layers; the cut to the rank lost 4.1 % of model.layers.3.mlp.up_proj at most`
+/// `30 layers; the cut to the rank lost 4.10 % of model.layers.3.mlp.up_proj at most`
 impl fmt::Display for CombineReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} layers; ", self.layers.len())?;

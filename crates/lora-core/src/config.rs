@@ -45,8 +45,9 @@ pub struct LoraConfig {
     /// a number follows gives a layer's index. Each is a regular expression. Empty: the first number
     /// in the path with at least two names before it. Only with `layers_to_transform`.
     pub layers_pattern: Vec<String>,
-    /// Modules that train as a whole instead: neither they nor what is in them is a target. Each name is
-    /// a regular expression for some dotted parts of a path.
+    /// Modules that train as a whole instead, with all that is in them: those whose paths end with the letters
+    /// of a name, so that `head` means `xhead` too. Neither they nor what is in them is a target; there a name
+    /// is a regular expression for some dotted parts of a path. Both as in PEFT.
     pub modules_to_save: Vec<String>,
     /// Other ranks for some layers: the first key that matches a layer's path counts. A key is a
     /// regular expression for the end of the path, from its start or from after a dot: in `q_proj`
@@ -134,7 +135,8 @@ impl LoraConfig {
     /// What the layer at `path` gets, if it is a target.
     ///
     /// # Errors
-    /// When rank or alpha cannot be used, or a pattern's key is no regular expression.
+    /// When a number cannot be used (rank, alpha, dropout, a standard deviation), with `lora_bias` beside
+    /// DoRA, or when a pattern's key is no regular expression.
     pub fn resolve(&self, path: &str) -> Result<AdapterConfig> {
         let mut problems = Vec::new();
         let config = Patterns::new(self, &mut problems).resolve(path);

@@ -259,8 +259,8 @@ impl LoraLayer<FrozenConv1d> {
     /// Wraps a convolution with an adapter as `config` says.
     ///
     /// # Errors
-    /// As [`wrap`](Self::wrap); for a grouped convolution also with DoRA, and with starting values
-    /// whose product is not zero.
+    /// As [`wrap`](Self::wrap); for a grouped convolution also with DoRA, and with a start where
+    /// neither A nor B is zero.
     pub fn with_config(layer: Conv1d, config: &AdapterConfig) -> Result<Self> {
         Self::adapt(layer, config)
     }

@@ -98,7 +98,7 @@ impl Init {
     pub(crate) fn problem(self, rank: usize) -> Option<ConfigProblem> {
         match self {
             Self::GaussianB { std: Some(std) } | Self::GaussianA { std: Some(std) }
-                if !(std > 0.0 && (std as f32).is_finite()) =>
+                if !(std as f32 > 0.0 && (std as f32).is_finite()) =>
             {
                 Some(ConfigProblem::setting("init std", "a finite number above 0", std))
             }

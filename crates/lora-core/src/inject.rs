@@ -12,7 +12,7 @@ use crate::frozen::{LayerKind, frozen};
 use crate::layer::{AdaptableLayer, Adaptation};
 use crate::problem::{ConfigProblem, ranges};
 use crate::replacement::{Replacement, TokenRows};
-use crate::target::{Saved, Selection, TargetModules, is_named, name_matches_nothing};
+use crate::target::{Saved, Selection, TargetModules, ends_as, name_matches_nothing};
 use crate::trainable::{ParameterCount, grouped};
 use crate::visit::{VisitLora, first_path};
 
@@ -177,9 +177,14 @@ impl Plan {
         let targets: BTreeSet<&str> = targets.map(|(path, _)| *path).collect();
         let mut parts = Vec::new();
         for (path, layer) in &layers {
-            let tokens = config.trainable_tokens.iter().filter(|(name, _)| is_named(path, name));
+            let tokens = config.trainable_tokens.iter().filter(|(name, _)| ends_as(path, name));
             let tokens: Vec<&(String, Vec<usize>)> = tokens.collect();
-            let part = if saved.contains(path) {
+            let part = if let Some(name) = saved.trains(path) {
+                if targets.contains(path.as_str()) {
+                    let found = format!("'{name}', which '{path}' ends as");
+                    let expected = "names that no target's path ends as";
+                    problems.push(ConfigProblem::setting("modules_to_save", expected, found));
+                }
                 Part::Whole
             } else if targets.contains(path.as_str()) {
                 Part::LowRank(patterns.resolve(path))
@@ -210,23 +215,24 @@ impl Plan {
             if let (Part::LowRank(AdapterConfig { lora_bias: true, .. }), LayerKind::Embedding) =
                 (&part, layer.kind())
             {
-                let found = format!("'{path}', an embedding");
-                let expected = "no embedding among the targets";
-                problems.push(ConfigProblem::setting("lora_bias", expected, found));
+                let found = format!("true at '{path}'");
+                problems.push(ConfigProblem::setting("lora_bias", "false for an embedding", found));
             }
             parts.push((path.clone(), part));
         }
         let paths: Vec<&str> = layers.iter().map(|(path, _)| path.as_str()).collect();
         problems.extend(saved.unmatched(&paths));
         for (name, _) in &config.trainable_tokens {
-            if !paths.iter().any(|path| is_named(path, name)) {
+            if !paths.iter().any(|path| ends_as(path, name)) {
                 problems.push(name_matches_nothing("trainable_tokens", name, &paths));
             }
         }
-        let has_bias = |(path, _): &(String, Part)| {
-            layers.iter().any(|(other, layer)| other == path && layer.bias().is_some())
+        // A layer that trains as a whole does so without this setting.
+        let trains_bias = |(path, part): &(String, Part)| {
+            matches!(part, Part::LowRank(_) | Part::Bias)
+                && layers.iter().any(|(other, layer)| other == path && layer.bias().is_some())
         };
-        if config.bias != TrainedBias::None && !parts.iter().any(has_bias) {
+        if config.bias != TrainedBias::None && !parts.iter().any(trains_bias) {
             let expected = "none where no layer that it means has a bias";
             let found = if config.bias == TrainedBias::All { "all" } else { "lora_only" };
             problems.push(ConfigProblem::setting("bias", expected, found));

@@ -115,7 +115,7 @@ impl<F: FrozenLayer> LoraLayer<F> {
     /// A plain layer with the adapted weight; the base's weight is dropped.
     ///
     /// # Errors
-    /// When a merged weight would be NaN or infinite, or the layer is a grouped convolution.
+    /// When a merged weight would be NaN or infinite, or the layer is a grouped convolution or of a mixed batch.
     pub fn into_merged(self) -> Result<F::Plain> {
         let weights = match self.merged {
             Some(weights) => weights,
@@ -716,6 +716,19 @@ fn check_adapter<F: FrozenLayer>(base: &F, adapter: &LoraAdapter) -> Result<()> 
 
 fn check_replacement<F: FrozenLayer>(base: &F, replacement: &Replacement) -> Result<()> {
     let [d_input, d_output] = base.weight().dims();
+    if let Some(tokens) = &replacement.tokens {
+        let found = match (F::KIND, tokens.vocabulary()) {
+            (LayerKind::Embedding, vocabulary) if vocabulary == d_input => None,
+            (LayerKind::Embedding, vocabulary) => {
+                Some(format!("tokens of a vocabulary of {vocabulary}"))
+            }
+            (kind, _) => Some(format!("tokens on a {} layer", kind.name())),
+        };
+        if let Some(found) = found {
+            let expected = format!("tokens on an embedding of {d_input} rows");
+            return Err(Error::setting("adapter", expected, found));
+        }
+    }
     let matrices = [
         (replacement.weight.as_ref().map(|weight| weight.dims()), d_input),
         (
@@ -728,6 +741,9 @@ fn check_replacement<F: FrozenLayer>(base: &F, replacement: &Replacement) -> Res
             let expected = format!("a matrix of {rows} x {d_output}");
             return Err(Error::setting("adapter", expected, format!("{found:?}")));
         }
+    }
+    if replacement.num_parameters() == 0 {
+        return Err(Error::setting("adapter", "values in place of the layer's own", "none"));
     }
     check_bias(base, replacement.bias.is_some(), replacement.weight.is_some())?;
     check_vectors(d_output, [&replacement.bias])

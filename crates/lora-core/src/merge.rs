@@ -10,7 +10,7 @@ use crate::visit::VisitLora;
 /// What [`merge`] did. Prints as one line, and others where a tie was parted or files were left out.
 ///
 /// ```text
-/// merged 169 layers (168 linear, 1 embedding); rounding lost at most 0.31 % of an update, in lm_head
+/// merged 169 layers (168 linear, 1 embedding); rounding lost at most 0.31 % of an update, in model.layers.2.mlp.up_proj
 /// the output keeps the frozen weight of model.embed_tokens: the two are tied no more
 /// ```
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -75,8 +75,8 @@ pub struct MergedLayer {
 /// Merges every adapted layer, all or none: W' = W + scaling A·B in f32, rounded once.
 ///
 /// # Errors
-/// When a layer is merged already or a merged weight would be NaN or infinite; then nothing has
-/// changed in the whole model.
+/// When a layer is merged already, is a grouped convolution with an adapter or of a mixed batch, or a merged
+/// weight would be NaN or infinite; then nothing has changed in the whole model.
 pub fn merge<M: VisitLora>(model: &mut M) -> Result<MergeReport> {
     let mut report = MergeReport::default();
     let mut merged = Vec::new();

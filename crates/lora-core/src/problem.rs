@@ -143,8 +143,9 @@ impl ConfigProblem {
         match self {
             // A new adapter's is above 0; of a file's the reader has asked what it needs.
             Self::Setting { setting: "alpha" | "alpha_pattern", .. } => false,
-            // Without layers_to_transform it has no effect, in PEFT as here.
-            Self::Setting { setting, .. } => *setting != "layers_pattern",
+            // Without layers_to_transform the one has no effect, without a bias the other, in PEFT as here.
+            Self::Setting { setting: "layers_pattern" | "bias", .. } => false,
+            Self::Setting { .. } => true,
             Self::NoRegex { .. } => true,
             _ => false,
         }

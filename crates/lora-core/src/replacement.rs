@@ -1,7 +1,7 @@
 //! What trains in full, in place of a frozen layer's own values.
 
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 
 use crate::adapter::{in_dtype, in_full, on};
 use crate::error::{Error, Result};
@@ -124,6 +124,11 @@ impl TokenRows {
         Self { rows, ..self.clone() }
     }
 
+    /// The size of the vocabulary to which the tokens belong.
+    pub(crate) fn vocabulary(&self) -> usize {
+        self.slots.dims()[0]
+    }
+
     /// The token ids, in the order of the rows.
     pub fn ids(&self) -> Vec<usize> {
         let ids = self.indices.val().without_autodiff().into_data();
@@ -153,8 +158,9 @@ impl TokenRows {
         let ours = hidden.matmul(rows.transpose());
         let indices = self.indices.val();
         let theirs = logits.clone().select(1, indices.clone());
-        let values = ours - theirs;
-        logits.select_assign(1, indices, values, burn::tensor::IndexingUpdateOp::Add)
+        // In two steps: what is left of theirs is zero, so that ours takes no rounding of theirs over.
+        let without = logits.select_assign(1, indices.clone(), theirs.neg(), IndexingUpdateOp::Add);
+        without.select_assign(1, indices, ours, IndexingUpdateOp::Add)
     }
 
     /// `weight` `[vocabulary, d_output]` with these rows in their places.

@@ -1,5 +1,7 @@
 //! The adapters of a whole model as one value.
 
+use std::collections::BTreeSet;
+
 use burn::module::Module;
 
 use crate::adapter::LoraAdapter;
@@ -65,8 +67,8 @@ impl AdapterSet {
     /// Freezes the model and puts this set on its layers.
     ///
     /// # Errors
-    /// When a path is no layer of the model, a layer has an adapter already, shapes do not fit, or a layer of
-    /// the model is merged. All of it is checked before anything is attached.
+    /// When a path is no layer of the model or stands twice, a layer has an adapter already, shapes do not fit,
+    /// or a layer of the model is merged. All of it is checked before anything is attached.
     pub fn attach<M: Module + VisitLora>(self, model: M) -> Result<(M, InjectReport)> {
         check_unmerged(&model)?;
         self.check(&model)?;
@@ -100,6 +102,10 @@ impl AdapterSet {
     pub(crate) fn check_shapes<M: VisitLora>(&self, model: &M) -> Result<()> {
         let mut left: Vec<&str> = self.paths().collect();
         let mut failure = None;
+        if let Some(twice) = self.twice() {
+            let found = format!("two at {twice}");
+            return Err(Error::setting("adapter", "one adapter for each layer", found));
+        }
         model.visit_lora("", &mut |path, layer| {
             let Some(adaptation) = self.get(path) else { return };
             left.retain(|other| *other != path);
@@ -116,7 +122,13 @@ impl AdapterSet {
         }
     }
 
-    /// The paths of the adapted layers, in the model's order.
+    /// A path that stands more than once.
+    fn twice(&self) -> Option<&str> {
+        let mut seen = BTreeSet::new();
+        self.paths().find(|path| !seen.insert(*path))
+    }
+
+    /// The paths of the adapted layers, in the model's order or in that in which they were given.
     pub fn paths(&self) -> impl Iterator<Item = &str> {
         self.entries.iter().map(|(path, _)| path.as_str())
     }
@@ -134,7 +146,7 @@ impl AdapterSet {
         self.entries.iter_mut().map(|(_, adaptation)| adaptation)
     }
 
-    /// Paths and what adapts them, in the model's order.
+    /// Paths and what adapts them, in the order of [`paths`](Self::paths).
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Adaptation)> {
         self.entries.iter().map(|(path, adaptation)| (path.as_str(), adaptation))
     }

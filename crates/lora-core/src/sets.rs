@@ -1,5 +1,6 @@
 //! Several named adapters for one model, beside the model.
 
+use std::collections::VecDeque;
 use std::ops::Deref;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
@@ -22,7 +23,7 @@ use crate::visit::VisitLora;
 /// weight is copied or changed.
 ///
 /// A layer holds what acts and nothing else. The registry knows its own adapters in a model by their
-/// parameters' ids, which optimisers keep: every method that gets the model stores what trained there
+/// parameters' ids, which optimisers keep: every method that changes the model stores what trained there
 /// back into its set first, so that no step of an optimiser is lost. A copy without autodiff
 /// ([`Module::valid`]) is not stored over a set that trains; a clone with autodiff is, since nothing tells
 /// it from the model: give the registry one of them only. A set need not have all layers that another
@@ -60,11 +61,14 @@ use crate::visit::VisitLora;
 #[derive(Debug, Default)]
 pub struct AdapterSets {
     sets: Vec<(String, AdapterSet)>,
-    sum: Sum,
+    sums: VecDeque<Sum>, // the last ones that were put on a model, the latest first
 }
 
-/// The sum that was put on a model last.
-#[derive(Debug, Default)]
+/// Sums that are known again on a model that has one: it may be a copy that has kept an earlier one.
+const KNOWN_SUMS: usize = 64;
+
+/// A sum that was put on a model.
+#[derive(Debug)]
 struct Sum {
     names: Vec<String>,
     ids: Vec<ParamId>, // of its adaptations
@@ -81,7 +85,8 @@ struct Live {
 enum Owner {
     /// The set of this place.
     Set(usize),
-    Sum,
+    /// The sum of this place.
+    Sum(usize),
 }
 
 impl AdapterSets {
@@ -93,8 +98,8 @@ impl AdapterSets {
     /// Takes up a set under a name. No model changes: a set that is [of](AdapterSet::of) a model acts
     /// there on, and is active from now on; any other waits to be activated.
     ///
-    /// A set that shares parameters with one that is here, a clone of it for instance, becomes a set of
-    /// its own: with the values of now and new ids.
+    /// What shares parameters with a set that is here, a clone of it for instance, becomes the new set's
+    /// own: with the values of now and new ids. On a model the other set has it.
     ///
     /// # Errors
     /// When the name is taken.
@@ -103,11 +108,10 @@ impl AdapterSets {
         self.check_new(&name)?;
         let others = self.sets.iter().flat_map(|(_, other)| other.iter());
         let taken: Vec<ParamId> = others.flat_map(|(_, adaptation)| ids(adaptation)).collect();
-        let is_taken = |(_, adaptation): (&str, &Adaptation)| {
-            ids(adaptation).iter().any(|id| taken.contains(id))
-        };
-        if set.iter().any(is_taken) {
-            set.iter_mut().for_each(|adaptation| *adaptation = with_new_ids(adaptation.clone()));
+        let is_taken =
+            |adaptation: &Adaptation| ids(adaptation).iter().any(|id| taken.contains(id));
+        for adaptation in set.iter_mut().filter(|adaptation| is_taken(adaptation)) {
+            *adaptation = with_new_ids(adaptation.clone());
         }
         self.sets.push((name, set));
         Ok(())
@@ -137,9 +141,8 @@ impl AdapterSets {
         if to != from {
             self.check_new(&to)?;
         }
-        for name in self.sum.names.iter_mut().filter(|name| *name == from) {
-            name.clone_from(&to);
-        }
+        let names = self.sums.iter_mut().flat_map(|sum| &mut sum.names);
+        names.filter(|name| *name == from).for_each(|name| name.clone_from(&to));
         self.sets[place].0 = to;
         Ok(())
     }
@@ -157,11 +160,9 @@ impl AdapterSets {
     ) -> Result<AdapterSet> {
         let place = self.place(name)?;
         let live = self.unmerged(model)?;
-        let in_sum = self.is_in_sum(&live, name);
+        let rest = self.rest_of_sum(&live, name);
         self.take_up(live);
-        if in_sum {
-            let rest: Vec<String> =
-                self.sum.names.iter().filter(|other| *other != name).cloned().collect();
+        if let Some(rest) = rest {
             let mut enabled = Vec::new();
             model.visit_lora("", &mut |_, layer| {
                 enabled.push(layer.adaptation().map(|_| layer.is_enabled()));
@@ -183,7 +184,7 @@ impl AdapterSets {
                 }
             });
         }
-        self.sum.names.retain(|other| other != name);
+        self.sums.iter_mut().for_each(|sum| sum.names.retain(|other| other != name));
         Ok(self.sets.remove(place).1)
     }
 
@@ -200,14 +201,16 @@ impl AdapterSets {
             .filter(|(place, _)| is_live(Owner::Set(*place)))
             .map(|(_, (name, _))| name.as_str())
             .collect();
-        if is_live(Owner::Sum) {
-            names.extend(self.sum.names.iter().map(String::as_str));
+        for (place, sum) in self.sums.iter().enumerate() {
+            if is_live(Owner::Sum(place)) {
+                names.extend(sum.names.iter().map(String::as_str));
+            }
         }
         Ok(names)
     }
 
-    /// Takes what trained in the model up into its set, without any other change. All other methods that
-    /// get the model do so first.
+    /// Takes what trained in the model up into its set, without any other change. All methods that change
+    /// the model do so first.
     ///
     /// # Errors
     /// When something adapts the model that is in no set; then nothing has changed.
@@ -283,10 +286,11 @@ impl AdapterSets {
             entries.push((path, with_new_ids(adaptation).no_grad()));
         }
         let set = AdapterSet::from_entries(entries);
-        self.sum = Sum {
+        self.sums.truncate(KNOWN_SUMS - 1);
+        self.sums.push_front(Sum {
             names: names.into_iter().map(str::to_owned).collect(),
             ids: set.iter().filter_map(|(_, adaptation)| key(adaptation)).collect(),
-        };
+        });
         if is_bare {
             *model = frozen(model.clone());
         }
@@ -413,9 +417,10 @@ impl AdapterSets {
             let id = key(&adaptation);
             let is_owner =
                 |(_, set): &(String, AdapterSet)| set.get(path).is_some_and(|ours| key(ours) == id);
-            let in_sum = id.is_some_and(|id| self.sum.ids.contains(&id));
-            let owner = self.sets.iter().position(is_owner).map(Owner::Set);
-            match owner.or(in_sum.then_some(Owner::Sum)) {
+            let in_set = self.sets.iter().position(is_owner).map(Owner::Set);
+            let has_it = |sum: &Sum| id.is_some_and(|id| sum.ids.contains(&id));
+            let in_sum = || self.sums.iter().position(has_it).map(Owner::Sum);
+            match in_set.or_else(in_sum) {
                 Some(owner) => live.push(Live { path: path.to_owned(), owner, adaptation }),
                 None => {
                     foreign.get_or_insert_with(|| path.to_owned());
@@ -456,9 +461,15 @@ impl AdapterSets {
         }
     }
 
-    fn is_in_sum(&self, live: &[Live], name: &str) -> bool {
-        live.iter().any(|layer| layer.owner == Owner::Sum)
-            && self.sum.names.iter().any(|other| other == name)
+    /// The other sets of the sum that acts, where the set of this name is in it.
+    fn rest_of_sum(&self, live: &[Live], name: &str) -> Option<Vec<String>> {
+        let place = live.iter().find_map(|layer| match layer.owner {
+            Owner::Sum(place) => Some(place),
+            Owner::Set(_) => None,
+        })?;
+        let names = &self.sums[place].names;
+        let rest = || names.iter().filter(|other| *other != name).cloned().collect();
+        names.iter().any(|other| other == name).then(rest)
     }
 
     fn named<'s>(&'s self, names: &[&'s str]) -> Vec<(&'s str, &'s AdapterSet)> {

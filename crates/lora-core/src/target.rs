@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
 use crate::error::{Error, Result};
 use crate::problem::ConfigProblem;
@@ -96,7 +96,7 @@ impl Rules<'_> {
         let entries = self.entries(paths, output_layer, &mut problems);
         let excluded = self.excluded(paths, &mut problems);
         let modules = Saved::new(self.modules_to_save, &mut problems);
-        let saved: Vec<bool> = paths.iter().map(|path| modules.contains(path)).collect();
+        let saved: Vec<bool> = paths.iter().map(|path| modules.excludes(path)).collect();
         let layers = self.layers(paths, &mut problems);
 
         // A path that stands in the list as a whole is asked for by itself, in whatever layer it is.
@@ -234,15 +234,24 @@ impl<'a> Saved<'a> {
         Self { names: names.iter().map(&mut compiled).collect() }
     }
 
-    /// Whether the path is one of them, or lies in one.
-    pub(crate) fn contains(&self, path: &str) -> bool {
+    /// Whether the layer at `path` can be no target, since it is one of them or lies in one.
+    fn excludes(&self, path: &str) -> bool {
         self.names.iter().any(|(_, regex)| regex.as_ref().is_some_and(|r| r.is_match(path)))
+    }
+
+    /// The name for which the layer at `path` trains as a whole: it [ends so](ends_as), or a module that it
+    /// lies in does.
+    pub(crate) fn trains(&self, path: &str) -> Option<&'a str> {
+        let trains = |name: &&str| modules(path).any(|module| ends_as(module, name));
+        self.names.iter().map(|(name, _)| *name).find(trains)
     }
 
     /// A problem for each name that no path has.
     pub(crate) fn unmatched(&self, paths: &[&str]) -> Vec<ConfigProblem> {
-        let nothing = |regex: &Regex| !paths.iter().any(|path| regex.is_match(path));
-        let unmatched = self.names.iter().filter(|(_, regex)| regex.as_ref().is_some_and(nothing));
+        let trains = |path: &&str, name: &str| modules(path).any(|module| ends_as(module, name));
+        let unmatched = self.names.iter().filter(|(name, regex)| {
+            regex.is_some() && !paths.iter().any(|path| trains(path, name)) // else told already
+        });
         unmatched.map(|(name, _)| name_matches_nothing(SAVED, name, paths)).collect()
     }
 }
@@ -419,6 +428,24 @@ pub(crate) fn is_named(path: &str, name: &str) -> bool {
     path.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
+/// Whether PEFT trains what lies at `path` for an entry `name` of `modules_to_save` or
+/// `trainable_token_indices`: it compares letters and no dots, so that `head` means `xhead` too.
+///
+/// Source: PEFT 0.21.2, `utils/other.py`, `_set_trainable`.
+pub(crate) fn ends_as(path: &str, name: &str) -> bool {
+    !name.is_empty() && path.ends_with(name)
+}
+
+/// The modules on the way to `path`, and itself: `a`, `a.b` and `a.b.c` for `a.b.c`.
+fn modules(path: &str) -> impl Iterator<Item = &str> {
+    containers(path).chain([path])
+}
+
+/// The modules that `path` lies in: `a` and `a.b` for `a.b.c`.
+pub(crate) fn containers(path: &str) -> impl Iterator<Item = &str> {
+    path.match_indices('.').map(|(dot, _)| &path[..dot])
+}
+
 /// Which paths the pattern matches as a whole; none is a problem.
 fn matching(
     setting: &'static str,
@@ -453,7 +480,11 @@ fn compile(
     around: impl Fn(&str) -> String,
     problems: &mut Vec<ConfigProblem>,
 ) -> Option<Regex> {
-    match Regex::new(entry).and_then(|_| Regex::new(&around(entry))) {
+    /// Bytes of an expression at most: room for the paths of twenty thousand layers, which a saved adapter may
+    /// list in one.
+    const LARGEST: usize = 1 << 27;
+    let new = |text: &str| RegexBuilder::new(text).size_limit(LARGEST).build();
+    match new(entry).and_then(|_| new(&around(entry))) {
         Ok(regex) => Some(regex),
         Err(error) => {
             // The parser draws a picture; the reason is its last line.
@@ -792,6 +823,21 @@ mod tests {
             config.exclude_modules = Some(ExcludeModules::Pattern(expression.to_owned()));
             says(&config, &format!("exclude_modules{end}"));
         }
+    }
+
+    /// As an adapter of experts is saved where their names would mean other layers too.
+    #[test]
+    fn a_pattern_may_list_all_layers_of_a_large_model() {
+        let paths = (0..48 * 128 * 3).map(|layer| {
+            let (block, expert) = (layer / 384, layer / 3 % 128);
+            let name = ["gate_proj", "up_proj", "down_proj"][layer % 3];
+            format!("model.layers.{block}.mlp.experts.{expert}.{name}")
+        });
+        let paths: Vec<String> = paths.collect();
+        let escaped: Vec<String> = paths.iter().map(|path| regex::escape(path)).collect();
+        let some = [&paths[0], &paths[paths.len() - 1], "head"];
+        let selection = pattern(&format!("(?:{})", escaped.join("|"))).select(&some, None);
+        assert_eq!(selection.into_result().unwrap(), [true, true, false]);
     }
 
     #[test]

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use burn::module::{Module, Param};
-use burn::nn::LinearConfig;
-use burn::tensor::{Device, Distribution};
+use burn::nn::{EmbeddingConfig, LinearConfig};
+use burn::tensor::{Device, Distribution, Tensor};
 use lora_core::*;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
@@ -195,6 +195,185 @@ fn a_value_that_the_checkpoint_cannot_hold_is_an_error() {
         let error = merged(config, &adapter, base, Dtype::F16).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::NonFinite { .. }), "{part}: {error}");
     }
+}
+
+/// As [`load_adapter`] does.
+#[test]
+fn what_the_config_does_not_mean_is_not_merged() {
+    let one = |name: &'static str, shape: &'static [usize], value: f32| -> Named<'static> {
+        (name, shape, vec![value; shape.iter().product()])
+    };
+    let base = [
+        q(),
+        one("q.bias", &[4], 1.0),
+        one("v.weight", &[4, 4], 2.0),
+        one("v.bias", &[4], 3.0),
+        one("embed_tokens.weight", &[3, 4], 4.0),
+    ];
+    let merge = |extra: &[Named<'static>]| {
+        let adapter: Vec<Named> = factors().into_iter().chain(extra.iter().cloned()).collect();
+        merged(config(json!({})), &adapter, &base, Dtype::F32)
+    };
+    // Another value than the base's was trained, and nothing says so.
+    for extra in [
+        &[
+            one("base_model.model.v.lora_A.weight", &[1, 4], 1.0),
+            one("base_model.model.v.lora_B.weight", &[4, 1], 1.0),
+        ][..],
+        &[one("base_model.model.v.weight", &[4, 4], 9.0)],
+        &[one("base_model.model.v.bias", &[4], 9.0)],
+        &[one("base_model.model.q.base_layer.bias", &[4], 9.0)],
+        &[one("base_model.model.embed_tokens.weight", &[3, 4], 9.0)],
+    ] {
+        let error = sentence(merge(extra));
+        assert!(error.contains("is in the file, but belongs to no target"), "{error}");
+    }
+    // The base's own stand in files of PEFT whose vocabulary was changed.
+    for extra in [
+        one("base_model.model.embed_tokens.weight", &[3, 4], 4.0),
+        one("base_model.model.v.bias", &[4], 3.0),
+        one("base_model.model.q.base_layer.bias", &[4], 1.0),
+    ] {
+        assert_eq!(merge(&[extra]).unwrap().layers.len(), 1);
+    }
+    // Of a tied model also under the name of the head, which its files do not have.
+    let head = |value| one("base_model.model.lm_head.weight", &[3, 4], value);
+    let embedding = || one("base_model.model.embed_tokens.weight", &[3, 4], 4.0);
+    merge(&[embedding(), head(4.0)]).unwrap();
+    for extra in [&[embedding(), head(5.0)][..], &[head(4.0)]] {
+        let error = sentence(merge(extra));
+        assert!(error.contains("lm_head.weight is not in the checkpoint"), "{error}");
+    }
+
+    let [a, b] = factors();
+    for (extra, expected) in [
+        (json!({"modules_to_save": ["v"]}), "v trained as a whole, and the file has nothing"),
+        (json!({"bias": "all"}), "v has a trained bias, and the file has nothing"),
+        (
+            json!({"trainable_token_indices": {"embed_tokens": [1]}}),
+            "embed_tokens has trained tokens",
+        ),
+    ] {
+        let error = sentence(merged(config(extra), &[a.clone(), b.clone()], &base, Dtype::F32));
+        assert!(error.contains(expected), "{error}");
+    }
+    let base = [q(), one("q.bias", &[3], 1.0)];
+    let error = sentence(merged(config(json!({})), &factors(), &base, Dtype::F32));
+    assert!(error.contains("q.bias: expected shape [4], found [3]"), "{error}");
+}
+
+#[test]
+fn tokens_of_a_tied_head_that_the_files_hold_twice_are_not_merged() {
+    let rows = "base_model.model.embed_tokens.token_adapter.trainable_tokens_delta";
+    let config = config(json!({"trainable_token_indices": {"embed_tokens": [1]}}));
+    let [a, b] = factors();
+    let adapter = [a, b, (rows, &[1, 4][..], vec![9.0; 4])];
+    let embedding = || -> Named { ("embed_tokens.weight", &[3, 4], vec![1.0; 12]) };
+    let merge = |head: &[f32]| {
+        let base: Vec<Named> = match head {
+            [] => vec![q(), embedding()],
+            head => vec![q(), embedding(), ("lm_head.weight", &[3, 4], head.to_vec())],
+        };
+        merged_as(&MergeOptions::default(), config.clone(), &adapter, &base, Dtype::F32)
+    };
+    for head in [&[][..], &[2.0; 12]] {
+        let (_, file) = merge(head).unwrap();
+        assert_eq!(values(&file, "embed_tokens.weight")[4..8], [9.0; 4]);
+    }
+    let error = sentence(merge(&[1.0; 12]));
+    assert!(error.contains("tied to the embedding"), "{error}");
+}
+
+/// PEFT writes a head's frozen weight, which is what the start left of it, and its bias, trained or not.
+#[test]
+fn what_a_start_left_of_a_head_may_stand_beside_it() {
+    let head = linear(4, 3);
+    let weight = head.weight();
+    let mut lora = LoraConfig::new(1, 2.0);
+    for (init, name) in [(Init::Pissa { iterations: None }, "pissa"), (Init::Olora, "olora")] {
+        lora.init = init;
+        let start = LoraAdapter::new(&weight, None, &lora.resolve("head").unwrap()).unwrap();
+        let (a, b) = (start.lora_a.val(), start.lora_b.val());
+        let residual = weight.clone() - a.clone().matmul(b.clone()).mul_scalar(2.0);
+        let values = |matrix: Tensor<2>| matrix.transpose().into_data().iter::<f32>().collect();
+        let bias: Vec<f32> = head.bias().unwrap().into_data().iter::<f32>().collect();
+        let temp = tempfile::tempdir().unwrap();
+        let [base, adapter] = ["base", "adapter"].map(|name| temp.path().join(name));
+        write(
+            &base.join("model.safetensors"),
+            &[("head.weight", &[3, 4], values(weight.clone())), ("head.bias", &[3], bias.clone())],
+            Dtype::F32,
+        );
+        let extra = json!({"lora_alpha": 2, "target_modules": ["head"], "init_lora_weights": name});
+        fs::create_dir_all(&adapter).unwrap();
+        fs::write(adapter.join("adapter_config.json"), config(extra).to_string()).unwrap();
+        let files = |residual: Vec<f32>, bias: Vec<f32>| {
+            let tensors: [Named; 4] = [
+                ("base_model.model.head.lora_A.weight", &[1, 4], values(a.clone())),
+                ("base_model.model.head.lora_B.weight", &[3, 1], values(b.clone())),
+                ("base_model.model.head.base_layer.weight", &[3, 4], residual),
+                ("base_model.model.head.base_layer.bias", &[3], bias),
+            ];
+            write(&adapter.join("adapter_model.safetensors"), &tensors, Dtype::F32);
+            let load = load_adapter(Head { head: head.clone() }, &adapter).map(|_| ());
+            let output = temp.path().join("output");
+            let merge = merge_checkpoint(&base, &adapter, &output, &Device::flex()).map(|_| ());
+            let _ = fs::remove_dir_all(output);
+            [load, merge]
+        };
+        for result in files(values(residual.clone()), bias.clone()) {
+            result.unwrap();
+        }
+        for result in files(values(weight.clone()), bias.clone()) {
+            let error = sentence(result);
+            assert!(error.contains("head.base_layer.weight is not this model's weight"), "{error}");
+        }
+        for result in files(values(residual), vec![9.0; 3]) {
+            let error = sentence(result);
+            assert!(error.contains("is not this model's bias"), "{error}");
+        }
+    }
+}
+
+#[derive(Module, Debug, VisitLora)]
+struct Head {
+    head: AdaptableLinear,
+}
+
+#[derive(Module, Debug, VisitLora)]
+struct Untied {
+    embed_tokens: AdaptableEmbedding, // [5, 4]
+    q: AdaptableLinear,               // [4, 4]
+    lm_head: AdaptableLinear,         // [4, 5]
+}
+
+#[test]
+fn an_embedding_that_trained_as_a_whole_is_merged_over_its_own_base() {
+    let embed_tokens = EmbeddingConfig::new(5, 4).init(&Device::flex()).into();
+    let base = Untied { embed_tokens, q: linear(4, 4), lm_head: linear(4, 5) };
+    let mut lora = LoraConfig::new(2, 4.0);
+    lora.target_modules = TargetModules::names(["q"]);
+    lora.modules_to_save = vec!["embed_tokens".to_owned(), "lm_head".to_owned()];
+    let (model, _) = inject(base.clone(), &lora).unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let [folder, adapter, output] =
+        ["base", "adapter", "output"].map(|name| temp.path().join(name));
+    save_adapter(&model, &adapter, &AdapterInfo::default()).unwrap();
+    let values = |tensor: Tensor<2>| tensor.into_data().iter::<f32>().collect::<Vec<f32>>();
+    let matrix = |layer: &dyn AdaptableLayer| values(layer.weight().transpose());
+    let bias = |layer: &dyn AdaptableLayer| values(layer.bias().unwrap().unsqueeze());
+    let tensors: [Named; 5] = [
+        ("embed_tokens.weight", &[5, 4], values(base.embed_tokens.weight())),
+        ("q.weight", &[4, 4], matrix(&base.q)),
+        ("q.bias", &[4], bias(&base.q)),
+        ("lm_head.weight", &[5, 4], matrix(&base.lm_head)),
+        ("lm_head.bias", &[5], bias(&base.lm_head)),
+    ];
+    write(&folder.join("model.safetensors"), &tensors, Dtype::F32);
+    let report = merge_checkpoint(&folder, &adapter, &output, &Device::flex()).unwrap();
+    let kinds = report.layers.iter().map(|layer| layer.kind).collect::<Vec<_>>();
+    assert_eq!(kinds.iter().filter(|kind| **kind == LayerKind::Embedding).count(), 1);
+    assert_eq!(kinds.len(), 3);
 }
 
 #[derive(Module, Debug, VisitLora)]

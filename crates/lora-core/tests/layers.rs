@@ -10,7 +10,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use lora_core::{
     AdaptableConv1d, AdaptableConv2d, AdaptableEmbedding, AdaptableLayer, AdaptableLinear,
     Adaptation, AdapterConfig, ErrorKind, Init, LoraAdapter, LoraConfig, LoraConv1d, LoraConv2d,
-    LoraEmbedding, LoraLinear, Scaling,
+    LoraEmbedding, LoraLinear, Replacement, Scaling, TrainedBias,
 };
 use proptest::prelude::*;
 
@@ -614,12 +614,28 @@ fn the_dtype_of_an_adapter_is_a_setting() {
         config.dtype = asked;
         let adapted = LoraLinear::with_config(layer(), &config.resolve("").unwrap()).unwrap();
         assert_eq!(adapted.adapter().lora_a.val().dtype(), expected);
-        assert_eq!(adapted.adapter().magnitude.as_ref().unwrap().val().dtype(), expected);
+        // Rounded, the magnitudes would not be the norms of W any more.
+        assert_eq!(adapted.adapter().magnitude.as_ref().unwrap().val().dtype(), DType::F32);
         let y = adapted.forward(fixed([3, 6], 2, DType::BF16));
         assert_eq!(y.dtype(), DType::BF16);
     }
     config.dtype = Some(DType::I32);
     assert!(LoraLinear::with_config(layer(), &config.resolve("").unwrap()).is_err());
+}
+
+#[test]
+fn a_half_precision_adapter_starts_as_its_base_does() {
+    let layer = Linear {
+        weight: param([6, 4], 1, DType::F32),
+        bias: Some(Param::from_tensor(fixed([4], 3, DType::F32))),
+    };
+    let mut config = LoraConfig::new(2, 4.0);
+    config.dora = true;
+    config.bias = TrainedBias::LoraOnly;
+    config.dtype = Some(DType::BF16);
+    let adapted = LoraLinear::with_config(layer.clone(), &config.resolve("").unwrap()).unwrap();
+    let x = fixed([3, 6], 2, DType::F32);
+    assert!(apart(adapted.forward(x.clone()), layer.forward(x)) <= TOLERANCE);
 }
 
 #[test]
@@ -635,6 +651,9 @@ fn dropout_acts_on_the_adapters_input_only_and_only_in_training() {
     train(adapted.adapter_mut(), 2);
     let (first, second) = (adapted.forward(x.clone()), adapted.forward(x.clone()));
     assert_ne!(host(first.clone()), host(second), "no two draws are the same");
+    // An input without autodiff is a batch for training too, where A and B train.
+    let plain = || adapted.forward(x.clone().without_autodiff());
+    assert_ne!(host(plain()), host(plain()), "nothing was dropped");
     // The mean over many draws is what an adapter without dropout gives.
     let draws = 400;
     let mean = (0..draws).fold(Tensor::zeros([8, 40], &device()), |sum: Tensor<2>, _| {
@@ -813,6 +832,8 @@ fn token_rows_train_alone_and_the_tied_head_follows() {
     assert_eq!(host(net.embedding.forward(ids.clone())), host(expected.forward(ids.clone())));
     let logits = net.embedding.tied_logits(hidden.clone());
     assert!(apart(logits, hidden.matmul(weight.transpose().autodiff())) <= TOLERANCE);
+    let replacement = net.embedding.replacement().unwrap().clone();
+    trained_rows_have_logits_without_the_frozen_ones_rounding(layer.clone(), replacement);
 
     // A record brings rows with their tokens.
     let other = Net { linear: net.linear.clone(), embedding: layer.clone().into() };
@@ -834,6 +855,24 @@ fn token_rows_train_alone_and_the_tied_head_follows() {
     let rows = net.embedding.replacement().unwrap().tokens.as_ref().unwrap().rows.val();
     assert!(rows.grad(&gradients).is_some());
     assert!(net.linear.adapter().is_some());
+}
+
+/// The frozen rows are a thousand times as large: a logit that was made from theirs would be wrong by all of
+/// its size in bf16.
+fn trained_rows_have_logits_without_the_frozen_ones_rounding(
+    mut layer: Embedding,
+    mut replacement: Replacement,
+) {
+    let large = layer.weight.val().without_autodiff().mul_scalar(1000.0).cast(DType::BF16);
+    layer.weight = Param::from_tensor(large.autodiff());
+    let mut slot: AdaptableEmbedding = layer.into();
+    let rows = fixed([2, 4], 9, DType::BF16);
+    replacement.tokens.as_mut().unwrap().rows = Param::from_tensor(rows.clone());
+    slot.attach(Adaptation::Replacement(replacement)).unwrap();
+    let hidden = fixed([3, 4], 4, DType::BF16);
+    let found = slot.tied_logits(hidden.clone());
+    let trained = Tensor::from_data(TensorData::from([5, 3]), &device());
+    assert_eq!(host(found.select(1, trained)), host(hidden.matmul(rows.transpose())));
 }
 
 #[test]

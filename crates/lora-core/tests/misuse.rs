@@ -378,10 +378,14 @@ fn an_adapter_that_changes_nothing_is_told_in_every_variant() {
 }
 
 #[test]
-fn an_alpha_that_is_zero_in_f32_is_refused_where_it_is_given() {
+fn a_number_that_is_zero_in_f32_is_refused_where_it_is_given() {
     let layer = || LinearConfig::new(6, 4).init(&device());
     assert!(sentence(LoraLinear::wrap(layer(), 2, 1e-46)).contains("expected a finite number"));
     assert!(sentence(inject(vec![linear(6, 4)], &LoraConfig::new(2, 1e-46))).contains("alpha"));
+    let init = Init::GaussianB { std: Some(1e-46) };
+    let error =
+        sentence(inject(vec![linear(6, 4)], &LoraConfig { init, ..LoraConfig::new(2, 1.0) }));
+    assert!(error.contains("init std: expected a finite number above 0"), "{error}");
 }
 
 #[test]
@@ -459,6 +463,108 @@ fn the_rest_of_a_sum_stays_switched_off() {
     assert_eq!([model[0].is_enabled(), model[1].is_enabled()], [false, true]);
 }
 
+#[test]
+fn tokens_belong_to_an_embedding_of_their_vocabulary() {
+    let config =
+        LoraConfig { trainable_tokens: vec![("embed".to_owned(), vec![1, 8])], ..targets(&["q"]) };
+    let (mut model, _) = inject(tied(), &config).unwrap();
+    let set = AdapterSet::detach(&mut model);
+    let tokens = set.get("embed").unwrap().clone();
+    let mut other = linear(10, 4);
+    let error = sentence(AdaptableLayer::attach(&mut other, tokens));
+    assert!(
+        error.contains("tokens on an embedding of 10 rows, found tokens on a linear"),
+        "{error}"
+    );
+    for vocabulary in [5, 12] {
+        let embed = EmbeddingConfig::new(vocabulary, 4).init(&device()).into();
+        let error = sentence(set.clone().attach(Tied { embed, q: linear(4, 4) }));
+        assert!(error.contains("found tokens of a vocabulary of 10"), "{error}");
+    }
+    set.attach(tied()).unwrap();
+}
+
+#[derive(Module, Debug, VisitLora)]
+#[lora(tied = "embed")]
+struct Positions {
+    embed: AdaptableEmbedding,
+    positions: AdaptableEmbedding,
+}
+
+#[test]
+fn of_two_embeddings_one_is_the_head_too() {
+    let embedding = || EmbeddingConfig::new(10, 4).init(&device()).into();
+    let base = Positions { embed: embedding(), positions: embedding() };
+    let readers = [Reader::LlamaCpp, Reader::Mlx];
+    let (model, _) = inject(base.clone(), &targets(&["positions"])).unwrap();
+    check_model_for(&model, &readers).unwrap();
+    let (model, _) = inject(base, &targets(&["positions", "embed"])).unwrap();
+    let error = check_model_for(&model, &readers).unwrap_err();
+    let ErrorKind::NotPortable { problems } = error.kind() else { panic!("{error}") };
+    assert!(problems.iter().all(|problem| problem.places == ["embed"]), "{error}");
+}
+
+#[test]
+fn a_path_twice_in_a_set_is_refused() {
+    let (mut model, _) = inject(vec![linear(6, 4)], &LoraConfig::new(2, 4.0)).unwrap();
+    let adapter = model[0].adapter_mut().unwrap().clone();
+    let twice = || AdapterSet::from_adapters([0, 1].map(|_| ("0".to_owned(), adapter.clone())));
+    let error = sentence(twice().attach(vec![linear(6, 4)]));
+    assert_eq!(error, "adapter: expected one adapter for each layer, found two at 0");
+    let mut sets = AdapterSets::new();
+    sets.insert("twice", twice()).unwrap();
+    assert!(sentence(sets.activate(&mut vec![linear(6, 4)], "twice")).contains("two at 0"));
+}
+
+#[test]
+fn a_set_of_a_model_acts_there_beside_another_that_does() {
+    let base = vec![linear(6, 4), linear(4, 4)];
+    let mut sets = AdapterSets::new();
+    let (model, _) = inject(base, &targets(&["0"])).unwrap();
+    sets.insert("first", AdapterSet::of(&model)).unwrap();
+    let (mut model, _) = inject(model, &targets(&["1"])).unwrap();
+    sets.insert("both", AdapterSet::of(&model)).unwrap();
+    assert_eq!(sets.active(&model).unwrap(), ["first", "both"]);
+    sets.activate(&mut model, "both").unwrap();
+    assert_eq!(adapted_layers(&model), 2);
+    sets.activate(&mut model, "first").unwrap();
+    assert_eq!(adapted_layers(&model), 1);
+}
+
+fn adapted_layers<M: VisitLora>(model: &M) -> usize {
+    AdapterSet::of(model).paths().count()
+}
+
+#[test]
+fn copies_of_a_model_may_have_other_sums() {
+    let (mut model, _) = inject(vec![linear(6, 4)], &LoraConfig::new(2, 4.0)).unwrap();
+    let mut sets = AdapterSets::new();
+    for name in ["a", "b", "c"] {
+        sets.insert(name, AdapterSet::of(&model)).unwrap();
+    }
+    sets.activate_all(&mut model, &["a", "b"]).unwrap();
+    let mut copy = model.valid();
+    sets.activate_all(&mut copy, &["b", "c"]).unwrap();
+    assert_eq!(sets.active(&model).unwrap(), ["a", "b"]);
+    assert_eq!(sets.active(&copy).unwrap(), ["b", "c"]);
+    sets.rename("b", "d").unwrap();
+    sets.remove(&mut model, "a").unwrap();
+    assert_eq!(sets.active(&model).unwrap(), ["d"]);
+    assert_eq!(sets.active(&copy).unwrap(), ["d", "c"]);
+    sets.activate(&mut copy, "c").unwrap();
+    assert_eq!(sets.active(&copy).unwrap(), ["c"]);
+}
+
+#[test]
+fn a_bias_that_no_adapter_trains_is_told() {
+    let (with, without) = (linear(6, 4), LinearConfig::new(6, 4).with_bias(false).init(&device()));
+    let model = vec![without.into(), with];
+    let mut config = LoraConfig { bias: TrainedBias::LoraOnly, ..targets(&["0"]) };
+    config.modules_to_save = vec!["1".to_owned()];
+    let error = sentence(inject(model, &config));
+    assert!(error.contains("bias: expected none where no layer"), "{error}");
+}
+
 /// What no layer could have read is refused where it is put on, and where it is saved.
 #[test]
 fn a_trained_bias_belongs_to_a_layer_with_one() {
@@ -467,9 +573,12 @@ fn a_trained_bias_belongs_to_a_layer_with_one() {
     let replacement = |layer: &dyn AdaptableLayer| layer.copy_of_layer();
     let mut bare = replacement(&with);
     bare.bias = None;
+    let mut nothing = bare.clone();
+    nothing.weight = None;
     for (mut layer, replacement, problem) in [
         (with.clone(), bare, "a bias beside the weight"),
         (without.clone(), replacement(&with), "no trained bias"),
+        (with.clone(), nothing, "values in place of the layer's own"),
     ] {
         let error = sentence(layer.attach(Adaptation::Replacement(replacement)));
         assert!(error.contains(problem), "{error}");

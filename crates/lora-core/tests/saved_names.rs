@@ -179,27 +179,114 @@ fn a_whole_layer_called_as_a_module_elsewhere_comes_back() {
 }
 
 #[test]
-fn a_reader_without_patterns_is_told_of_targets_that_need_one() {
+fn every_reader_takes_names_and_patterns() {
     let temp = tempfile::tempdir().unwrap();
-    let mut config = LoraConfig::new(2, 4.0);
-    config.target_modules = TargetModules::Pattern("head".to_owned());
-    let (model, _) = inject(towers(), &config).unwrap();
-    let save = |reader: Reader| {
-        let folder = temp.path().join(reader.name());
-        save_portable(&model, folder, &AdapterInfo::default(), &[reader]).map(|_| ())
+    let file = |target_modules: TargetModules, name: &str| -> serde_json::Value {
+        let config = LoraConfig { target_modules, ..LoraConfig::new(2, 4.0) };
+        let (model, _) = inject(towers(), &config).unwrap();
+        let folder = temp.path().join(name);
+        save_portable(&model, &folder, &AdapterInfo::default(), &Reader::ALL).unwrap();
+        let json = fs::read_to_string(folder.join("adapter_config.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&json).unwrap()["target_modules"].clone()
     };
-    let error = sentence(save(Reader::MistralRs));
-    assert!(error.contains("reads no pattern") && error.contains("vision.head"), "{error}");
-    for reader in [Reader::Vllm, Reader::LlamaCpp] {
-        save(reader).unwrap();
-    }
     // Where names will do, the file has them.
-    let (model, _) = inject(towers(), &targets(&["head"])).unwrap();
-    let folder = temp.path().join("names");
-    save_portable(&model, &folder, &AdapterInfo::default(), &[Reader::MistralRs]).unwrap();
+    assert_eq!(file(TargetModules::names(["head"]), "names"), serde_json::json!(["head"]));
+    assert_eq!(file(TargetModules::Pattern("head".to_owned()), "one"), "(?:head)");
+}
+
+#[derive(Module, Debug, VisitLora)]
+struct Classifier {
+    pre_classifier: AdaptableLinear,
+    classifier: AdaptableLinear,
+    layers: Vec<AdaptableLinear>,
+}
+
+fn classifier() -> Classifier {
+    let [pre_classifier, classifier] = [linear(4, 4), linear(4, 2)];
+    Classifier { pre_classifier, classifier, layers: (0..12).map(|_| linear(4, 4)).collect() }
+}
+
+/// As PEFT, for which DistilBERT's `pre_classifier` is a `classifier`, and the layer 11 a 1.
+#[test]
+fn a_name_of_what_trains_in_full_means_all_that_ends_with_its_letters() {
+    let temp = tempfile::tempdir().unwrap();
+    let base = classifier();
+    let whole = |name: &str, target: &str| LoraConfig {
+        modules_to_save: vec![name.to_owned()],
+        ..targets(&[target])
+    };
+    for (name, target, expected) in [
+        ("classifier", "layers.0", &["pre_classifier", "classifier", "layers.0"][..]),
+        ("pre_classifier", "layers.0", &["pre_classifier", "layers.0"]),
+        ("layers.2", "layers.0", &["layers.0", "layers.2"]),
+    ] {
+        let (model, _) = inject(base.clone(), &whole(name, target)).unwrap();
+        assert_eq!(adapted(&model), expected, "{name}");
+        let folder = temp.path().join(name);
+        save_adapter(&model, &folder, &AdapterInfo::default()).unwrap();
+        let (read, _) = load_adapter(base.clone(), &folder).unwrap();
+        assert_eq!(adapted(&read), expected, "{name}");
+    }
+    // What is an adapter's already cannot train in full.
+    let error = sentence(inject(base.clone(), &whole("classifier", "pre_classifier")));
+    assert!(
+        error.contains("modules_to_save: expected names that no target's path ends as"),
+        "{error}"
+    );
+    let error = sentence(inject(base.clone(), &whole("", "pre_classifier")));
+    assert!(error.contains("modules_to_save: '' matches no layer"), "{error}");
+
+    // By hand, one can train in full that its name does not tell from another.
+    let (mut model, _) = inject(base.clone(), &whole("classifier", "layers.0")).unwrap();
+    model.pre_classifier.detach();
+    let error =
+        sentence(save_adapter(&model, temp.path().join("by hand"), &AdapterInfo::default()));
+    assert!(error.contains("modules_to_save") && error.contains("'pre_classifier'"), "{error}");
+    let (mut model, _) = inject(base.layers.clone(), &whole("1", "0")).unwrap();
+    assert_eq!(adapted(&model), ["0", "1", "11"]);
+    model[11].detach();
+    let error = sentence(save_adapter(&model, temp.path().join("1"), &AdapterInfo::default()));
+    assert!(error.contains("modules_to_save") && error.contains("'11'"), "{error}");
+}
+
+#[derive(Module, Debug, VisitLora)]
+struct Embeddings {
+    pos_embed: AdaptableEmbedding,
+    embed: AdaptableEmbedding,
+    q: AdaptableLinear,
+}
+
+#[test]
+fn a_name_of_trained_tokens_does_too() {
+    let embedding = || EmbeddingConfig::new(9, 4).init(&device()).into();
+    let base = Embeddings { pos_embed: embedding(), embed: embedding(), q: linear(4, 4) };
+    let trainable_tokens = vec![("embed".to_owned(), vec![1, 2])];
+    let config = LoraConfig { trainable_tokens, ..targets(&["q"]) };
+    let (mut model, _) = inject(base.clone(), &config).unwrap();
+    assert_eq!(adapted(&model), ["pos_embed", "embed", "q"]);
+    let temp = tempfile::tempdir().unwrap();
+    save_adapter(&model, temp.path().join("both"), &AdapterInfo::default()).unwrap();
+    let (read, _) = load_adapter(base, temp.path().join("both")).unwrap();
+    assert_eq!(adapted(&read), adapted(&model));
+    model.pos_embed.detach();
+    let error = sentence(save_adapter(&model, temp.path().join("one"), &AdapterInfo::default()));
+    assert!(error.contains("trainable_tokens") && error.contains("'pos_embed'"), "{error}");
+}
+
+/// PEFT looks for targets among all modules, and refuses those that hold others.
+#[test]
+fn a_target_called_as_a_module_elsewhere_is_told_by_its_path() {
+    let base = MaskedModel {
+        decoder: vec![linear(4, 4), linear(4, 4)],
+        predictions: Predictions { decoder: linear(4, 4) },
+    };
+    let (model, _) = inject(base, &targets(&["predictions.decoder"])).unwrap();
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("adapter");
+    save_adapter(&model, &folder, &AdapterInfo::default()).unwrap();
     let json = fs::read_to_string(folder.join("adapter_config.json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(json["target_modules"], serde_json::json!(["head"]));
+    assert_eq!(json["target_modules"], serde_json::json!(["predictions.decoder"]));
 }
 
 /// The derive refuses such names; whoever implements the trait may not.

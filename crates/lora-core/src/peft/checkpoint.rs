@@ -16,14 +16,14 @@ use super::fingerprint::{Sample, of_samples};
 use super::keys::{Part, Slot};
 use super::load::{Reader, parse_weights, read_weights};
 use super::save::write_folder_with;
-use crate::config::{AdapterConfig, LoraConfig, Patterns};
+use crate::config::{AdapterConfig, LoraConfig, Patterns, TrainedBias};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::{LayerKind, Weights};
 use crate::init::Init;
 use crate::inject;
 use crate::layer::{Adaptation, Rounding, merge_matrix, merge_replacement};
 use crate::merge::{MergeReport, MergedLayer};
-use crate::target::{TargetModules, is_named};
+use crate::target::{Saved, TargetModules, ends_as};
 
 /// Merges the adapter in the folder `adapter` into the Hugging Face checkpoint in the folder `base`,
 /// and writes the result to the new folder `output`: the same files with the adapted tensors changed,
@@ -94,7 +94,7 @@ pub fn merge_checkpoint_with(
 
     let Files { shards, others, left_out } = Files::of(base)?;
     let shards = shards.into_iter().map(Shard::open).collect::<Result<Vec<_>>>()?;
-    let plan = Plan::new(adapter, &config, &tensors, &shards)?;
+    let plan = Plan::new(adapter, &config, &tensors, &shards, &device)?;
     if let (Some(made_over), true) = (made_over, options.check_base)
         && made_over != plan.fingerprint(&shards, &device)?
     {
@@ -391,72 +391,73 @@ impl Plan {
         config: &LoraConfig,
         tensors: &SafeTensors<'_>,
         shards: &[Shard],
+        device: &Device,
     ) -> Result<Self> {
         let find = |name: &str| shards.iter().find_map(|shard| shard.shape(name));
         let mut reader = Reader::new(tensors);
         let mut layers = BTreeMap::new();
         let mut problems = reader.problems();
-        let mut unusable = Vec::new();
-        let patterns = Patterns::new(config, &mut unusable);
-        if !unusable.is_empty() {
-            return Err(Error::config(unusable));
-        }
+        let matrices = matrices(shards);
+        let meant = Meant::new(config, &matrices)?;
+        let mut elsewhere = Vec::new();
         for (path, parts) in reader.layers() {
             let (weight, bias) = (find(&format!("{path}.weight")), find(&format!("{path}.bias")));
             let Some(weight) = weight else {
-                problems.push(format!("{path}.weight is not in the checkpoint"));
+                elsewhere.push(path);
                 continue;
             };
             let a = reader.shape(&path, Part::A);
-            let is_embedding = reader.is_embedding(&path) || parts.contains(&Part::Tokens);
+            // Of a layer that trained as a whole, only its name says that it is an embedding.
+            let is_embedding = reader.is_embedding(&path)
+                || parts.contains(&Part::Tokens)
+                || (parts.contains(&Part::Weight) && is_named_as_embedding(&path));
             let Some(slot) =
                 Slot::of_checkpoint(is_embedding, weight, a.as_deref(), bias.is_some())
             else {
                 problems.push(format!("{path}.weight: no layer has the shape {weight:?}"));
                 continue;
             };
-            let (part, own) = if parts.contains(&Part::A) || parts.contains(&Part::B) {
-                let low_rank = patterns.resolve(&path);
-                let own = [
-                    (true, Part::A),
-                    (true, Part::B),
-                    (true, Part::BaseWeight),
-                    (low_rank.lora_bias, Part::LoraBias),
-                    (low_rank.dora, Part::Magnitude),
-                    (low_rank.train_bias && slot.has_bias(), Part::BaseBias),
-                ];
-                let own = own.into_iter().filter(|(is_read, _)| *is_read).map(|(_, part)| part);
-                (inject::Part::LowRank(low_rank), own.collect())
-            } else if parts.contains(&Part::Tokens) {
-                let tokens = inject::Part::Tokens(tokens_of(config, &path));
-                (tokens, vec![Part::Tokens, Part::BaseWeight])
-            } else if parts.contains(&Part::Weight) {
-                let bias = slot.has_bias().then_some(Part::Bias);
-                (inject::Part::Whole, [Part::Weight].into_iter().chain(bias).collect())
-            } else {
-                let bias = slot.has_bias().then_some(Part::Bias);
-                (inject::Part::Bias, bias.into_iter().collect::<Vec<_>>())
-            };
+            if let Some(bias) = bias.filter(|bias| **bias != [slot.d_output()]) {
+                let expected = [slot.d_output()];
+                problems.push(format!("{path}.bias: expected shape {expected:?}, found {bias:?}"));
+                continue;
+            }
+            let (part, own) = meant.part(&path, &parts, &slot).unzip();
+            let own = own.unwrap_or_default();
             let size = match &part {
-                inject::Part::LowRank(config) => config.rank,
-                inject::Part::Tokens(ids) => ids.len(),
-                inject::Part::Whole | inject::Part::Bias => 0,
+                Some(inject::Part::LowRank(config)) => config.rank,
+                Some(inject::Part::Tokens(ids)) => ids.len(),
+                _ => 0,
             };
             // The weight that PEFT writes beside is compared when this layer is merged.
             let needed = own.iter().filter(|part| **part != Part::BaseWeight);
             problems.extend(needed.flat_map(|part| reader.unfit(&path, &slot, *part, size)));
-            let left = parts.iter().filter(|part| !own.contains(part));
-            problems.extend(left.map(|part| {
-                let key = super::keys::key(&path, slot.kind, *part);
-                format!("{key} is in the file, but belongs to no target")
-            }));
+            for part in parts.iter().filter(|part| !own.contains(part)) {
+                problems.extend(match frozen(&path, &slot, *part, shards, device)? {
+                    Some(here) => reader.unlike(&path, &slot, *part, &here),
+                    None => {
+                        let key = super::keys::key(&path, slot.kind, *part);
+                        Some(format!("{key} is in the file, but belongs to no target"))
+                    }
+                });
+            }
+            let Some(part) = part else { continue };
             let adds_bias = parts.contains(&Part::LoraBias) && bias.is_none();
             if adds_bias {
                 problems.push(format!("{path}.bias is not in the checkpoint, and would be needed"));
             }
             layers.insert(path, Layer { slot, part });
         }
-        problems.extend(absent(config, shards, &layers));
+        elsewhere.retain(|path| !reader.own_names(path).is_empty());
+        let weights =
+            elsewhere.iter().map(|path| format!("{path}.weight is not in the checkpoint"));
+        problems.extend(weights);
+        for path in matrices.iter().filter(|path| !layers.contains_key(*path)) {
+            let has_bias = find(&format!("{path}.bias")).is_some();
+            let what = meant.what(path, has_bias);
+            problems
+                .extend(what.map(|what| format!("{path} {what}, and the file has nothing for it")));
+        }
         match problems.is_empty() {
             true => Ok(Self { layers }),
             false => Err(ErrorKind::AdapterMismatch { path: adapter.to_owned(), problems }.into()),
@@ -468,28 +469,32 @@ impl Plan {
         let mut samples = Vec::new();
         for (path, layer) in &self.layers {
             let name = format!("{path}.weight");
-            let read = shards.iter().find_map(|shard| Some((shard, shard.read(&name)?)));
-            let Some((shard, read)) = read else { continue };
-            let (bytes, dtype) = read?;
-            let stored = Stored { file: &shard.path, name: &name, dtype, bytes: &bytes, device };
-            samples.push((path.clone(), Sample::of(layer.matrix(&stored)?)));
+            let weight = read_from(shards, &name, device, |stored| stored.matrix(&layer.slot))?;
+            samples.extend(weight.map(|weight| (path.clone(), Sample::of(weight))));
         }
         Ok(of_samples(samples))
     }
 
-    /// Whether the embedding is changed and is the head too.
+    /// Whether the embedding is changed and is the head too, so that the files could not say what is meant:
+    /// an adapter leaves the head as it was, and trained tokens change it. A head's weight of its own in the
+    /// files parts the two, but for tokens where it is the same weight.
     fn changes_tied_embedding(&self, base: &Path, shards: &[Shard]) -> Result<bool> {
-        // Of a layer that trained as a whole, only its name says that it is an embedding.
-        let is_named_so = |path: &str| {
-            let name = path.rsplit('.').next().unwrap_or(path);
-            name.contains("embed") || ["wte", "shared"].contains(&name)
+        const HEAD: &str = "lm_head.weight";
+        let embeddings =
+            self.layers.iter().filter(|(_, layer)| layer.slot.kind == LayerKind::Embedding);
+        let is_tied = |(path, layer): (&String, &Layer)| -> Result<bool> {
+            let of = |name: &str| shards.iter().find_map(|shard| shard.read(name)).transpose();
+            match (&layer.part, shards.iter().any(|shard| shard.shape(HEAD).is_some())) {
+                (inject::Part::Tokens(_), false) => Ok(false), // one weight, with its rows, for both
+                (inject::Part::Tokens(_), true) => Ok(of(HEAD)? == of(&format!("{path}.weight"))?),
+                (_, has_head) => Ok(!has_head),
+            }
         };
-        let changed = self.layers.iter().any(|(path, layer)| match layer.part {
-            inject::Part::Tokens(_) => false,
-            inject::Part::Whole => is_named_so(path),
-            _ => layer.slot.kind == LayerKind::Embedding,
-        });
-        if !changed || shards.iter().any(|shard| shard.shape("lm_head.weight").is_some()) {
+        let mut changed = false;
+        for embedding in embeddings {
+            changed |= is_tied(embedding)?;
+        }
+        if !changed {
             return Ok(false);
         }
         let path = base.join("config.json");
@@ -550,31 +555,133 @@ impl Plan {
     }
 }
 
-/// The targets among the checkpoint's layers for which the file has no factors.
-fn absent(config: &LoraConfig, shards: &[Shard], layers: &BTreeMap<String, Layer>) -> Vec<String> {
-    if config.target_modules == TargetModules::AllLinear {
-        return Vec::new(); // which of the weights are linear layers, a checkpoint does not say
+/// The paths of the checkpoint's weights that may be layers'.
+fn matrices(shards: &[Shard]) -> BTreeSet<String> {
+    let weights = shards.iter().flat_map(|shard| {
+        let is_matrix = |name: &String| shard.shape(name).is_some_and(|shape| shape.len() >= 2);
+        shard.names().into_iter().filter(is_matrix)
+    });
+    weights.filter_map(|name| Some(name.strip_suffix(".weight")?.to_owned())).collect()
+}
+
+/// What the config means to change in a checkpoint.
+struct Meant<'a> {
+    config: &'a LoraConfig,
+    patterns: Patterns<'a>,
+    saved: Saved<'a>,
+    /// The targets; `None` for all linear layers: which those are, a checkpoint does not say.
+    targets: Option<BTreeSet<&'a str>>,
+}
+
+impl<'a> Meant<'a> {
+    fn new(config: &'a LoraConfig, paths: &'a BTreeSet<String>) -> Result<Self> {
+        let mut unusable = Vec::new();
+        let patterns = Patterns::new(config, &mut unusable);
+        let saved = Saved::new(&config.modules_to_save, &mut unusable);
+        if !unusable.is_empty() {
+            return Err(Error::config(unusable));
+        }
+        let targets = (config.target_modules != TargetModules::AllLinear).then(|| {
+            let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+            let selected = config.select(&paths, None).selected;
+            let selected = paths.into_iter().zip(selected).filter(|(_, selected)| *selected);
+            selected.map(|(path, _)| path).collect()
+        });
+        Ok(Self { config, patterns, saved, targets })
     }
-    let names = shards.iter().flat_map(Shard::names);
-    let paths: Vec<String> = names
-        .filter_map(|name| {
-            let path = name.strip_suffix(".weight")?;
-            let dims = shards.iter().find_map(|shard| shard.shape(&name))?.len();
-            (dims >= 2).then(|| path.to_owned())
-        })
-        .collect();
-    let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
-    let selected = config.select(&paths, None).selected;
-    let targets = paths.iter().zip(selected).filter(|(_, selected)| *selected);
-    targets
-        .filter(|(path, _)| !layers.contains_key(**path))
-        .map(|(path, _)| format!("{path} is a target, and the file has nothing for it"))
-        .collect()
+
+    /// What the layer gets of the `parts` that the file has for it, and which of these that takes.
+    fn part(
+        &self,
+        path: &str,
+        parts: &BTreeSet<Part>,
+        slot: &Slot,
+    ) -> Option<(inject::Part, Vec<Part>)> {
+        let has_factors = parts.contains(&Part::A) || parts.contains(&Part::B);
+        let is_target = self.targets.as_ref().is_none_or(|targets| targets.contains(path));
+        let tokens = tokens_of(self.config, path);
+        let bias = slot.has_bias().then_some(Part::Bias);
+        if has_factors && is_target {
+            let low_rank = self.patterns.resolve(path);
+            let own = [
+                (true, Part::A),
+                (true, Part::B),
+                (true, Part::BaseWeight),
+                (low_rank.lora_bias, Part::LoraBias),
+                (low_rank.dora, Part::Magnitude),
+                (low_rank.train_bias && slot.has_bias(), Part::BaseBias),
+            ];
+            let own = own.into_iter().filter(|(is_read, _)| *is_read).map(|(_, part)| part);
+            Some((inject::Part::LowRank(low_rank), own.collect()))
+        } else if parts.contains(&Part::Tokens) && !tokens.is_empty() {
+            Some((inject::Part::Tokens(tokens), vec![Part::Tokens, Part::BaseWeight]))
+        } else if parts.contains(&Part::Weight) && self.saved.trains(path).is_some() {
+            Some((inject::Part::Whole, [Part::Weight].into_iter().chain(bias).collect()))
+        } else if parts.contains(&Part::Bias) && self.config.bias == TrainedBias::All {
+            Some((inject::Part::Bias, bias.into_iter().collect()))
+        } else {
+            None
+        }
+    }
+
+    /// What the config says of a layer, where it says that something of it was trained.
+    fn what(&self, path: &str, has_bias: bool) -> Option<&'static str> {
+        if self.targets.as_ref().is_some_and(|targets| targets.contains(path)) {
+            Some("is a target")
+        } else if self.saved.trains(path).is_some() {
+            Some("trained as a whole")
+        } else if !tokens_of(self.config, path).is_empty() {
+            Some("has trained tokens")
+        } else if has_bias && self.config.bias == TrainedBias::All {
+            Some("has a trained bias")
+        } else {
+            None
+        }
+    }
+}
+
+/// What `read` makes of the tensor of this name, where one of the files has it.
+fn read_from<T>(
+    shards: &[Shard],
+    name: &str,
+    device: &Device,
+    read: impl FnOnce(&Stored<'_>) -> Result<T>,
+) -> Result<Option<T>> {
+    let found = shards.iter().find_map(|shard| Some((&shard.path, shard.read(name)?)));
+    let Some((file, tensor)) = found else { return Ok(None) };
+    let (bytes, dtype) = tensor?;
+    read(&Stored { file, name, dtype, bytes: &bytes, device }).map(Some)
+}
+
+/// The checkpoint's weight or bias, as a column, that should stand in a file that has this part beside what
+/// trained.
+fn frozen(
+    path: &str,
+    slot: &Slot,
+    part: Part,
+    shards: &[Shard],
+    device: &Device,
+) -> Result<Option<Tensor<2>>> {
+    match part {
+        Part::Weight | Part::BaseWeight => {
+            read_from(shards, &format!("{path}.weight"), device, |stored| stored.matrix(slot))
+        }
+        Part::Bias | Part::BaseBias => {
+            let shape = [slot.d_output(), 1];
+            read_from(shards, &format!("{path}.bias"), device, |stored| stored.read(shape))
+        }
+        _ => Ok(None),
+    }
+}
+
+fn is_named_as_embedding(path: &str) -> bool {
+    let name = path.rsplit('.').next().unwrap_or(path);
+    name.contains("embed") || ["wte", "shared"].contains(&name)
 }
 
 /// The token ids whose rows of the embedding at `path` were trained.
 fn tokens_of(config: &LoraConfig, path: &str) -> Vec<usize> {
-    let own = config.trainable_tokens.iter().find(|(name, _)| is_named(path, name));
+    let own = config.trainable_tokens.iter().find(|(name, _)| ends_as(path, name));
     own.map(|(_, ids)| ids.clone()).unwrap_or_default()
 }
 
@@ -588,6 +695,15 @@ struct Stored<'a> {
 }
 
 impl Stored<'_> {
+    /// The weight of a layer in our layout: a matrix `[d_input, d_output]`.
+    fn matrix(&self, slot: &Slot) -> Result<Tensor<2>> {
+        let [d_input, d_output] = slot.matrix_dims();
+        match slot.is_transposed(Part::Weight) {
+            true => Ok(self.read([d_output, d_input])?.transpose()),
+            false => self.read([d_input, d_output]),
+        }
+    }
+
     /// The tensor, which has this shape, in its own dtype.
     fn read<const D: usize>(&self, shape: [usize; D]) -> Result<Tensor<D>> {
         let (two, _) = self.bytes.as_chunks::<2>();
@@ -635,7 +751,7 @@ impl Layer {
         if matches!(self.part, inject::Part::Bias) {
             return Ok(None);
         }
-        let (weights, rounding) = self.merged(path, self.matrix(stored)?, tensors)?;
+        let (weights, rounding) = self.merged(path, stored.matrix(&self.slot)?, tensors)?;
         report.layers.push(MergedLayer { path: path.to_owned(), kind: self.slot.kind, rounding });
         let weight = self.slot.in_torch_order(Part::Weight, weights.weight);
         to_bytes(weight, stored.dtype, path).map(Some)
@@ -683,15 +799,6 @@ impl Layer {
             Adaptation::Replacement(replacement) => {
                 merge_replacement(weight, None, &replacement, path)
             }
-        }
-    }
-
-    /// The weight in our layout: a matrix `[d_input, d_output]`.
-    fn matrix(&self, stored: &Stored<'_>) -> Result<Tensor<2>> {
-        let [d_input, d_output] = self.slot.matrix_dims();
-        match self.slot.is_transposed(Part::Weight) {
-            true => Ok(stored.read([d_output, d_input])?.transpose()),
-            false => stored.read([d_input, d_output]),
         }
     }
 }

@@ -106,7 +106,7 @@ pub(super) struct Slot {
     pub(super) kind: LayerKind,
     d_input: usize,
     d_output: usize,
-    pub(super) groups: usize,
+    groups: usize,
     shape: Vec<usize>,
     bias: bool,
 }

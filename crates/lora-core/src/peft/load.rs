@@ -195,6 +195,8 @@ pub(super) struct Reader<'a> {
     missing: Vec<String>,
     unused: Vec<String>,
     unchanged: Vec<String>,
+    /// Tensors that are the base's own.
+    frozen: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
@@ -217,8 +219,8 @@ impl<'a> Reader<'a> {
                 None => unused.push(name.to_owned()),
             }
         }
-        let (missing, unchanged) = (Vec::new(), Vec::new());
-        Self { tensors, keys, problems, missing, unused, unchanged }
+        let (missing, unchanged, frozen) = (Vec::new(), Vec::new(), Vec::new());
+        Self { tensors, keys, problems, missing, unused, unchanged, frozen }
     }
 
     fn read<M: VisitLora>(mut self, model: &M, plan: Plan, strict: bool) -> Read {
@@ -228,12 +230,14 @@ impl<'a> Reader<'a> {
         model.visit_lora("", &mut |path, layer| {
             let slot = Slot::of(layer);
             let weight = layer.weight();
+            let bias = layer.bias();
             let Some((_, part)) = parts.next_if(|(planned, _)| planned == path) else {
                 // PEFT writes embedding and head also where their number of tokens was changed.
-                return self.check_base_weight(path, &slot, Part::Weight, &weight);
+                self.check_frozen(path, &slot, Part::Weight, &weight);
+                return self.check_frozen_bias(path, &slot, Part::Bias, bias.as_ref());
             };
             let fits = |adaptation| layer.check(&adaptation).map(|()| adaptation);
-            let adaptation = self.part(path, &slot, &part, &weight).transpose();
+            let adaptation = self.part(path, &slot, &part, &weight, bias.as_ref()).transpose();
             match adaptation.map(|adaptation| adaptation.and_then(fits)) {
                 Some(Ok(adaptation)) => {
                     if changes_nothing(&adaptation, &weight, layer.bias()) {
@@ -245,7 +249,9 @@ impl<'a> Reader<'a> {
                 None => {}
             }
         });
-        self.unused.extend(std::mem::take(&mut self.keys).into_values());
+        let left = std::mem::take(&mut self.keys).into_values();
+        let left: Vec<String> = left.filter(|name| !self.is_second(name)).collect();
+        self.unused.extend(left);
         if strict {
             let missing = self.missing.iter().map(|key| format!("{key} is missing"));
             self.problems.extend(missing);
@@ -273,16 +279,17 @@ impl<'a> Reader<'a> {
         slot: &Slot,
         part: &inject::Part,
         weight: &Tensor<2>,
+        bias: Option<&Tensor<1>>,
     ) -> Result<Option<Adaptation>> {
         match part {
-            inject::Part::LowRank(config) => self.low_rank(path, slot, config, weight),
-            inject::Part::Whole => Ok(self.whole(path, slot, weight)),
-            inject::Part::Bias => Ok(self.bias(path, slot, weight)),
+            inject::Part::LowRank(config) => self.low_rank(path, slot, config, weight, bias),
+            inject::Part::Whole => self.whole(path, slot, weight),
+            inject::Part::Bias => self.bias(path, slot, weight),
             inject::Part::Tokens(ids) => self.tokens(path, slot, ids, weight),
         }
     }
 
-    /// One layer's adaptation alone, for a reader that looks at no other.
+    /// One layer's adaptation alone, for a reader that looks at no other and has compared its bias.
     pub(super) fn adaptation(
         &mut self,
         path: &str,
@@ -290,7 +297,7 @@ impl<'a> Reader<'a> {
         part: &inject::Part,
         weight: &Tensor<2>,
     ) -> Result<Adaptation> {
-        let read = self.part(path, slot, part, weight)?;
+        let read = self.part(path, slot, part, weight, None)?;
         let missing = self.missing.drain(..).map(|key| format!("{key} is missing"));
         let mut problems: Vec<String> = missing.collect();
         problems.append(&mut self.problems);
@@ -311,6 +318,31 @@ impl<'a> Reader<'a> {
         self.take(path, slot, part, size);
         let missing = self.missing.pop().map(|key| format!("{key} is missing"));
         missing.or_else(|| self.problems.drain(known..).next())
+    }
+
+    /// What is wrong with this part of a layer, which should be the frozen value `here`.
+    pub(super) fn unlike(
+        &mut self,
+        path: &str,
+        slot: &Slot,
+        part: Part,
+        here: &Tensor<2>,
+    ) -> Option<String> {
+        let known = self.problems.len();
+        self.check_frozen(path, slot, part, here);
+        self.problems.drain(known..).next()
+    }
+
+    /// Whether a tensor is another of the file again, which is the base's own: PEFT writes a weight that
+    /// embedding and head share under the names of both.
+    fn is_second(&self, name: &str) -> bool {
+        self.frozen.iter().any(|other| is_copy(self.tensors, other, name))
+    }
+
+    /// The tensors that the file has for a layer, less those that are another again, the base's own.
+    pub(super) fn own_names(&self, path: &str) -> Vec<String> {
+        let of_layer = self.keys.iter().filter(|((other, _), _)| other == path);
+        of_layer.map(|(_, name)| name.clone()).filter(|name| !self.is_second(name)).collect()
     }
 
     /// Looks at this part no more.
@@ -351,12 +383,13 @@ impl<'a> Reader<'a> {
         slot: &Slot,
         config: &AdapterConfig,
         weight: &Tensor<2>,
+        bias: Option<&Tensor<1>>,
     ) -> Result<Option<Adaptation>> {
         let (device, dtype) = (weight.device(), adapter_dtype(weight.dtype(), config.dtype)?);
         // Of other layers PEFT starts at zero whatever the config says.
         let starts_from_weight = config.init.starts_from_weight() && slot.kind == LayerKind::Linear;
-        if slot.groups > 1 {
-            check_grouped(slot.groups, &AdapterConfig { init: Init::default(), ..*config })?;
+        if slot.groups() > 1 {
+            check_grouped(slot.groups(), &AdapterConfig { init: Init::default(), ..*config })?;
         }
         let rank = config.rank;
         // All are read before any is judged, so that all that are missing are told.
@@ -366,14 +399,25 @@ impl<'a> Reader<'a> {
         let magnitude = config.dora.then(|| self.take(path, slot, Part::Magnitude, rank));
         let trains_bias = config.train_bias && slot.has_bias();
         let base_bias = trains_bias.then(|| self.take(path, slot, Part::BaseBias, rank));
-        self.check_base_weight(path, slot, Part::BaseWeight, weight);
+        if !trains_bias {
+            self.check_frozen_bias(path, slot, Part::BaseBias, bias);
+        }
+        if !starts_from_weight {
+            self.check_frozen(path, slot, Part::BaseWeight, weight);
+        }
         let optional = [lora_bias, magnitude, base_bias];
         let (Some(a), Some(b)) = (a, b) else { return Ok(None) };
         if optional.iter().any(|read| matches!(read, Some(None))) {
             return Ok(None);
         }
-        let [lora_bias, magnitude, base_bias] =
-            optional.map(|read| Some(Param::from_tensor(read??.vector(&device, dtype))));
+        // What stands in for the layer's own values is not rounded with A and B.
+        let of_layer = adapter_dtype(weight.dtype(), None)?;
+        let vector = |read: Option<Option<HostTensor>>, dtype| {
+            Some(Param::from_tensor(read??.vector(&device, dtype)))
+        };
+        let [lora_bias, magnitude, base_bias] = optional;
+        let lora_bias = vector(lora_bias, dtype);
+        let [magnitude, base_bias] = [magnitude, base_bias].map(|read| vector(read, of_layer));
 
         let [lora_a, lora_b] = [a, b].map(|matrix| matrix.matrix(&device, dtype));
         let mut adapter =
@@ -392,28 +436,28 @@ impl<'a> Reader<'a> {
                 ));
             }
             adapter.start_at(weight, config)?;
+            self.check_residual(path, slot, &adapter, weight);
         }
         Ok(Some(Adaptation::LowRank(adapter)))
     }
 
-    fn whole(&mut self, path: &str, slot: &Slot, weight: &Tensor<2>) -> Option<Adaptation> {
-        let device = weight.device();
-        let dtype = adapter_dtype(weight.dtype(), None).ok()?;
+    fn whole(&mut self, path: &str, slot: &Slot, weight: &Tensor<2>) -> Result<Option<Adaptation>> {
+        let (device, dtype) = (weight.device(), adapter_dtype(weight.dtype(), None)?);
         let read = self.take(path, slot, Part::Weight, 0);
         let bias = slot.has_bias().then(|| self.take(path, slot, Part::Bias, 0));
-        let weight = Param::from_tensor(read?.matrix(&device, dtype));
-        let bias = match bias {
-            Some(read) => Some(Param::from_tensor(read?.vector(&device, dtype))),
-            None => None,
-        };
-        Some(Adaptation::Replacement(Replacement { weight: Some(weight), bias, tokens: None }))
+        let (Some(weight), false) = (read, matches!(bias, Some(None))) else { return Ok(None) };
+        let bias = bias.flatten().map(|bias| Param::from_tensor(bias.vector(&device, dtype)));
+        let weight = Some(Param::from_tensor(weight.matrix(&device, dtype)));
+        Ok(Some(Adaptation::Replacement(Replacement { weight, bias, tokens: None })))
     }
 
-    fn bias(&mut self, path: &str, slot: &Slot, weight: &Tensor<2>) -> Option<Adaptation> {
-        let dtype = adapter_dtype(weight.dtype(), None).ok()?;
-        let bias = self.take(path, slot, Part::Bias, 0)?.vector(&weight.device(), dtype);
-        let bias = Some(Param::from_tensor(bias));
-        Some(Adaptation::Replacement(Replacement { weight: None, bias, tokens: None }))
+    fn bias(&mut self, path: &str, slot: &Slot, weight: &Tensor<2>) -> Result<Option<Adaptation>> {
+        let (device, dtype) = (weight.device(), adapter_dtype(weight.dtype(), None)?);
+        let read = self.take(path, slot, Part::Bias, 0);
+        Ok(read.map(|bias| {
+            let bias = Some(Param::from_tensor(bias.vector(&device, dtype)));
+            Adaptation::Replacement(Replacement { weight: None, bias, tokens: None })
+        }))
     }
 
     fn tokens(
@@ -425,25 +469,55 @@ impl<'a> Reader<'a> {
     ) -> Result<Option<Adaptation>> {
         let dtype = adapter_dtype(weight.dtype(), None)?;
         let Some(read) = self.take(path, slot, Part::Tokens, ids.len()) else { return Ok(None) };
-        self.check_base_weight(path, slot, Part::BaseWeight, weight);
+        self.check_frozen(path, slot, Part::BaseWeight, weight);
         let rows = read.matrix(&weight.device(), dtype);
         let tokens = Some(TokenRows::from_rows(weight, ids, rows)?);
         Ok(Some(Adaptation::Replacement(Replacement { weight: None, bias: None, tokens })))
     }
 
-    /// PEFT writes the frozen weight of an adapted embedding or head into the file. It must be this
-    /// model's: another one means other tokens.
-    fn check_base_weight(&mut self, path: &str, slot: &Slot, part: Part, weight: &Tensor<2>) {
+    /// PEFT writes the frozen weight and bias of an adapted embedding or head into the file. They must be
+    /// this model's: others mean other tokens.
+    fn check_frozen(&mut self, path: &str, slot: &Slot, part: Part, here: &Tensor<2>) {
         let Some(name) = self.keys.get(&(path.to_owned(), part)).cloned() else { return };
         let Some(read) = self.take(path, slot, part, 0) else { return };
-        let here = weight.clone().without_autodiff();
+        let here = here.clone().without_autodiff();
         let there = read.matrix(&here.device(), DType::F32);
         let apart = (there.clone() - here.cast(DType::F32)).abs().max().into_scalar::<f32>();
         // The file may hold a rounded copy.
         let largest = there.abs().max().into_scalar::<f32>();
-        if apart > largest * 0.01 {
-            self.problems
-                .push(format!("{name} is not this model's weight: they differ by {apart}"));
+        if apart <= largest * 0.01 {
+            self.frozen.push(name);
+        } else {
+            let what = match part {
+                Part::BaseWeight => "is not this model's weight",
+                Part::Weight => {
+                    "is in the file, but belongs to no target, and is not this model's weight"
+                }
+                _ => "is in the file, but belongs to no target, and is not this model's bias",
+            };
+            self.problems.push(format!("{name} {what}: they differ by {apart}"));
+        }
+    }
+
+    fn check_frozen_bias(&mut self, path: &str, slot: &Slot, part: Part, here: Option<&Tensor<1>>) {
+        if let Some(here) = here {
+            self.check_frozen(path, slot, part, &here.clone().unsqueeze_dim(1));
+        }
+    }
+
+    /// The same for a weight from which a start was taken off, `adapter`'s: what was left is in the file.
+    fn check_residual(
+        &mut self,
+        path: &str,
+        slot: &Slot,
+        adapter: &LoraAdapter,
+        weight: &Tensor<2>,
+    ) {
+        let is_there = self.keys.contains_key(&(path.to_owned(), Part::BaseWeight));
+        if let (Some((a, b)), true) = (adapter.offset(), is_there) {
+            let start = a.matmul(b).mul_scalar(adapter.scaling()).cast(DType::F32);
+            let weight = weight.clone().without_autodiff().cast(DType::F32);
+            self.check_frozen(path, slot, Part::BaseWeight, &(weight - start.without_autodiff()));
         }
     }
 

@@ -38,9 +38,7 @@ pub use checkpoint::{MergeOptions, merge_checkpoint, merge_checkpoint_with};
 pub use config::{AdapterInfo, read_adapter_config, read_adapter_info};
 pub(crate) use load::read_tensor;
 pub use load::{LoadOptions, LoadReport, load_adapter, load_adapter_with, read_adapter};
-pub(crate) use save::{
-    NamedBytes, adapter_files, beyond_target_names, check_unmixed, safetensors_file, to_host,
-};
+pub(crate) use save::{NamedBytes, adapter_files, check_unmixed, safetensors_file, to_host};
 pub use save::{save_adapter, write_file, write_folder, write_folder_with};
 
 pub(crate) const CONFIG_FILE: &str = "adapter_config.json";

@@ -1,6 +1,6 @@
 //! Writing an adapter's folder, whole or not at all.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,8 +18,9 @@ use crate::config::{LoraConfig, TrainedBias};
 use crate::error::{Error, ErrorKind, Result};
 use crate::init::fresh_seed;
 use crate::layer::Adaptation;
+use crate::problem::ConfigProblem;
 use crate::replacement::TokenRows;
-use crate::target::{Saved, TargetModules, is_named};
+use crate::target::{Saved, TargetModules, containers, ends_as, is_named};
 use crate::visit::{VisitLora, first_path};
 
 /// Writes the model's adapters, and nothing else of the model, as a new folder in PEFT's format.
@@ -171,12 +172,16 @@ fn describe(layers: &[Layer]) -> Result<LoraConfig> {
     if adapted.iter().any(|(_, adapter)| adapter.base_bias.is_some()) {
         config.bias = TrainedBias::LoraOnly;
     }
-    config.target_modules = match beyond_names(layers).is_empty() {
-        true => TargetModules::Names(names(layers, is_target, false)),
-        false => pattern(layers),
+    config.target_modules = match is_beyond_names(layers) {
+        true => pattern(layers),
+        false => TargetModules::Names(target_names(layers)),
     };
     let is_saved = |layer: &Layer| matches!(&layer.adaptation, Some(Adaptation::Replacement(part)) if part.weight.is_some());
-    config.modules_to_save = names(layers, is_saved, true);
+    let trains = |path: &str, name: &str| {
+        Saved::new(&[name.to_owned()], &mut Vec::new()).trains(path).is_some()
+    };
+    config.modules_to_save =
+        names(layers, is_saved, |layer, name| !is_saved(layer) && trains(&layer.path, name));
     for layer in layers {
         let Some(Adaptation::Replacement(part)) = &layer.adaptation else { continue };
         match (&part.weight, &part.tokens, &part.bias) {
@@ -184,7 +189,7 @@ fn describe(layers: &[Layer]) -> Result<LoraConfig> {
                 // A path that ends with another's is named by that one.
                 let entry = (layer.path.clone(), tokens.ids());
                 let names = |path: &str, (name, ids): &(String, Vec<usize>)| {
-                    is_named(path, name) && *ids == entry.1
+                    ends_as(path, name) && *ids == entry.1
                 };
                 if !config.trainable_tokens.iter().any(|other| names(&entry.0, other)) {
                     config.trainable_tokens.retain(|other| !names(&other.0, &entry));
@@ -222,12 +227,21 @@ fn is_target(layer: &Layer) -> bool {
     matches!(layer.adaptation, Some(Adaptation::LowRank(_)))
 }
 
-/// The paths of no targets that a list of the targets' names would mean too, since they end as one of these.
-fn beyond_names(layers: &[Layer]) -> Vec<&str> {
-    let names = names(layers, is_target, false);
-    let is_meant = |layer: &&Layer| names.iter().any(|name| is_named(&layer.path, name));
-    let others = layers.iter().filter(|layer| !is_target(layer)).filter(is_meant);
-    others.map(|layer| layer.path.as_str()).collect()
+fn target_names(layers: &[Layer]) -> Vec<String> {
+    names(layers, is_target, is_beyond)
+}
+
+/// Whether `name` among the targets means more at this layer than a target: a layer that is none, or a module
+/// that holds layers, which PEFT refuses.
+fn is_beyond(layer: &Layer, name: &str) -> bool {
+    (is_named(&layer.path, name) && !is_target(layer))
+        || containers(&layer.path).any(|module| is_named(module, name))
+}
+
+/// Whether a list of the targets' names would mean more than the targets, since paths end alike.
+fn is_beyond_names(layers: &[Layer]) -> bool {
+    let names = target_names(layers);
+    layers.iter().any(|layer| names.iter().any(|name| is_beyond(layer, name)))
 }
 
 /// The targets by their whole paths, and nothing else.
@@ -237,18 +251,16 @@ fn pattern(layers: &[Layer]) -> TargetModules {
     TargetModules::Pattern(format!("(?:{})", paths.join("|")))
 }
 
-/// The layers that a file's list of targets would mean beside the model's; a file for this model has a
-/// pattern instead where there is any.
-pub(crate) fn beyond_target_names<M: VisitLora>(model: &M) -> Result<Vec<String>> {
-    let layers = layers(model, Ok)?;
-    Ok(beyond_names(&layers).into_iter().map(str::to_owned).collect())
-}
-
 /// Whether a reader finds in the config what each layer has. For what trains as a whole and for tokens the
 /// format has names alone, which may mean another layer too.
 fn check_names(layers: &[Layer], config: &LoraConfig) -> Result<()> {
     let paths: Vec<&str> = layers.iter().map(|layer| layer.path.as_str()).collect();
-    let selected = config.select(&paths, None).selected;
+    let selection = config.select(&paths, None);
+    let too_large = |problem: &ConfigProblem| matches!(problem, ConfigProblem::NoRegex { .. });
+    if let Some(problem) = selection.problems.into_iter().find(too_large) {
+        return Err(Error::config(vec![problem]));
+    }
+    let selected = selection.selected;
     let saved = Saved::new(&config.modules_to_save, &mut Vec::new());
     for (layer, selected) in layers.iter().zip(selected) {
         let replacement = match &layer.adaptation {
@@ -258,9 +270,9 @@ fn check_names(layers: &[Layer], config: &LoraConfig) -> Result<()> {
         let is_saved = replacement.is_some_and(|part| part.weight.is_some());
         let ids = replacement.and_then(|part| part.tokens.as_ref()).map(TokenRows::ids);
         let entries = config.trainable_tokens.iter();
-        let meant = entries.filter(|(name, _)| is_named(&layer.path, name)).map(|(_, ids)| ids);
+        let meant = entries.filter(|(name, _)| ends_as(&layer.path, name)).map(|(_, ids)| ids);
         let wrong = [
-            ("modules_to_save", saved.contains(&layer.path) != is_saved),
+            ("modules_to_save", saved.trains(&layer.path).is_some() != is_saved),
             ("trainable_tokens", !meant.eq(ids.iter())),
             ("target_modules", selected != is_target(layer)),
         ];
@@ -273,25 +285,26 @@ fn check_names(layers: &[Layer], config: &LoraConfig) -> Result<()> {
     Ok(())
 }
 
-/// The last names of the layers that are meant where every layer of that name is, whole paths
-/// elsewhere. With `within`, a name means what lies in a module of that name, too.
-fn names(layers: &[Layer], is_meant: impl Fn(&Layer) -> bool, within: bool) -> Vec<String> {
-    let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
-    let mut names = Vec::new();
+/// The last names of the layers that are meant where they mean nothing else, whole paths elsewhere.
+/// `is_beyond` says whether a name means at a layer what it should not.
+fn names(
+    layers: &[Layer],
+    is_meant: impl Fn(&Layer) -> bool,
+    is_beyond: impl Fn(&Layer, &str) -> bool,
+) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    let mut known = BTreeMap::new();
     for layer in layers.iter().filter(|layer| is_meant(layer)) {
-        // PEFT looks at the letters only when it takes a module out of training, not at the dots.
-        let name = last(&layer.path);
-        let alone = [name.clone()];
-        let saved = within.then(|| Saved::new(&alone, &mut Vec::new()));
-        let is_named = |path: &str| {
-            path.ends_with(&name) || saved.as_ref().is_some_and(|saved| saved.contains(path))
-        };
-        let whole = layers.iter().all(|other| !is_named(&other.path) || is_meant(other));
+        let name = layer.path.rsplit('.').next().unwrap_or(&layer.path);
         // A digit at the end is a place in a list, which names nothing elsewhere.
-        let named = name.parse::<usize>().is_err();
-        let name = if whole && named { name } else { layer.path.clone() };
-        if !names.contains(&name) {
-            names.push(name);
+        let is_enough = *known.entry(name).or_insert_with(|| {
+            let means_more = layers.iter().any(|other| is_beyond(other, name));
+            name.parse::<usize>().is_err() && !means_more
+        });
+        if !is_enough {
+            names.push(layer.path.clone());
+        } else if !names.iter().any(|other| other == name) {
+            names.push(name.to_owned());
         }
     }
     names

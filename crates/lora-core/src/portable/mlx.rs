@@ -107,13 +107,14 @@ pub(super) fn mlx_files<M: VisitLora>(
 /// The number of blocks and the names in them where the last blocks are adapted alike, as mlx-lm writes
 /// it; all blocks and whole paths elsewhere.
 fn keys(paths: &[String], adapted: &[String]) -> (usize, Vec<String>) {
-    let blocks = paths.iter().filter_map(|path| block(path)).map(|(index, _)| index + 1).max();
-    let blocks = blocks.unwrap_or_default();
+    let in_lists = || paths.iter().filter_map(|path| block(path));
+    let lists: BTreeSet<&str> = in_lists().map(|(list, ..)| list).collect();
+    let blocks = in_lists().map(|(_, index, _)| index + 1).max().unwrap_or_default();
     let mut by_block: BTreeMap<usize, BTreeSet<&str>> = BTreeMap::new();
     let mut outside = BTreeSet::new();
     for path in adapted {
         match block(path) {
-            Some((index, name)) => {
+            Some((_, index, name)) => {
                 by_block.entry(index).or_default().insert(name);
             }
             None => {
@@ -124,18 +125,23 @@ fn keys(paths: &[String], adapted: &[String]) -> (usize, Vec<String>) {
     let first = by_block.values().next().cloned().unwrap_or_default();
     let are_last = by_block.keys().rev().zip((0..blocks).rev()).all(|(index, last)| *index == last);
     let owned = |names: BTreeSet<&str>| names.into_iter().map(str::to_owned).collect();
-    if are_last && !first.is_empty() && by_block.values().all(|names| *names == first) {
+    // Of several lists, as of a model with an image encoder, names do not say which.
+    if lists.len() == 1
+        && are_last
+        && !first.is_empty()
+        && by_block.values().all(|names| *names == first)
+    {
         return (by_block.len(), owned(&first | &outside));
     }
     (blocks, owned(adapted.iter().map(String::as_str).collect()))
 }
 
-/// The index of a block and the name within it: 3 and `self_attn.q_proj` of
+/// The list of a block, its index and the name within it: `model.`, 3 and `self_attn.q_proj` of
 /// `model.layers.3.self_attn.q_proj`.
-fn block(path: &str) -> Option<(usize, &str)> {
-    let (_, rest) = path.split_once("layers.")?;
+fn block(path: &str) -> Option<(&str, usize, &str)> {
+    let (list, rest) = path.split_once("layers.")?;
     let (index, name) = rest.split_once('.')?;
-    Some((index.parse().ok()?, name))
+    Some((list, index.parse().ok()?, name))
 }
 
 /// Reads an adapter's folder that mlx-lm or [`save_mlx_adapter`] wrote, for the model, without putting
@@ -250,5 +256,7 @@ mod tests {
             let found = keys(&paths, &names(adapted));
             assert_eq!(found, (expected.0, names(expected.1)), "{adapted:?}");
         }
+        let two = names(&["model.layers.0.q", "vision.layers.0.q"]);
+        assert_eq!(keys(&two, &two[1..]), (1, names(&["vision.layers.0.q"])));
     }
 }

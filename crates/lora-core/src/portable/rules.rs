@@ -7,7 +7,7 @@ use crate::config::{LoraConfig, TrainedBias};
 use crate::error::{ErrorKind, Result};
 use crate::frozen::LayerKind;
 use crate::layer::Adaptation;
-use crate::peft::{beyond_target_names, check_unmixed};
+use crate::peft::check_unmixed;
 use crate::scaling::Scaling;
 use crate::target::TargetModules;
 use crate::visit::VisitLora;
@@ -73,8 +73,6 @@ pub enum PortabilityRule {
     Embedding,
     /// No adapter on the head. mistral.rs.
     Head,
-    /// Targets that a list of names can tell from all other layers. mistral.rs, which reads no pattern.
-    Names,
     /// One rank and one alpha: vLLM takes `lora_alpha` and `r` for every layer.
     /// [`save_portable`](crate::save_portable) folds the rest away.
     OneScaling,
@@ -134,9 +132,6 @@ impl PortabilityProblem {
                  which it did not have in training)"
             }
             (Rule::Head, _) => "no adapter on lm_head",
-            (Rule::Names, _) => {
-                "targets that a list of names can tell from all other layers (it reads no pattern)"
-            }
             (Rule::OneScaling, _) => {
                 "one rank and one alpha (it ignores rank_pattern and alpha_pattern in the scaling)"
             }
@@ -166,7 +161,6 @@ impl PortabilityProblem {
             Rule::Convolution | Rule::Embedding | Rule::Head => {
                 "leave it out of target_modules, or merge and serve the whole model".to_owned()
             }
-            Rule::Names => "adapt these layers too, or merge and serve the whole model".to_owned(),
             Rule::OneScaling | Rule::OneAlpha | Rule::AlphaOverRank => {
                 "save with save_portable, which folds the scaling into B".to_owned()
             }
@@ -237,10 +231,11 @@ pub fn check_config_for(config: &LoraConfig, readers: &[Reader]) -> Result<()> {
 /// served by all of `readers`.
 ///
 /// # Errors
-/// [`ErrorKind::NotPortable`] with every rule that is broken. Those that
-/// [`PortabilityProblem::is_folded`] tells apart are no hindrance to
+/// [`ErrorKind::NotPortable`] with every rule that is broken; when the model is that of a mixed batch.
+/// Rules that [`PortabilityProblem::is_folded`] tells apart are no hindrance to
 /// [`save_portable`](crate::save_portable).
 pub fn check_model_for<M: VisitLora>(model: &M, readers: &[Reader]) -> Result<()> {
+    check_unmixed(model)?;
     answer(model_problems(model, readers))
 }
 
@@ -346,21 +341,16 @@ fn model_problems<M: VisitLora>(model: &M, readers: &[Reader]) -> Vec<Portabilit
     // A model that names an output layer and does not have it makes its output with the embedding.
     let names_a_tie = model.output_layer().is_some() || model.tied_embedding().is_some();
     let tied = names_a_tie && !has_output;
-    let mut problems: Vec<_> =
-        readers.iter().flat_map(|reader| layer_problems(&layers, tied, *reader)).collect();
-    let reader = Reader::MistralRs;
-    let places = match readers.contains(&reader) {
-        true => beyond_target_names(model).unwrap_or_default(),
-        false => Vec::new(),
-    };
-    if !places.is_empty() {
-        let found = "others that end as a target's path does".to_owned();
-        problems.push(PortabilityProblem { reader, rule: PortabilityRule::Names, found, places });
-    }
-    problems
+    let is_tied_head = |path: &str| tied && model.tied_embedding().is_none_or(|own| own == path);
+    readers.iter().flat_map(|reader| layer_problems(&layers, is_tied_head, *reader)).collect()
 }
 
-fn layer_problems(layers: &[Adapted], tied: bool, reader: Reader) -> Vec<PortabilityProblem> {
+/// `is_tied_head` says of an embedding whether it is the head too.
+fn layer_problems(
+    layers: &[Adapted],
+    is_tied_head: impl Fn(&str) -> bool,
+    reader: Reader,
+) -> Vec<PortabilityProblem> {
     use PortabilityRule as Rule;
     let low_rank = |layer: &&Adapted| matches!(layer.adaptation, Adaptation::LowRank(_));
     let adapter = |layer: &Adapted| match &layer.adaptation {
@@ -394,11 +384,11 @@ fn layer_problems(layers: &[Adapted], tied: bool, reader: Reader) -> Vec<Portabi
     add(Rule::Convolution, "some", &|layer| {
         low_rank(&layer) && matches!(layer.kind, LayerKind::Conv1d | LayerKind::Conv2d)
     });
-    if tied || matches!(reader, Reader::Vllm | Reader::MistralRs) {
-        add(Rule::Embedding, "one", &|layer| {
-            low_rank(&layer) && layer.kind == LayerKind::Embedding
-        });
-    }
+    let reads_none = matches!(reader, Reader::Vllm | Reader::MistralRs);
+    add(Rule::Embedding, "one", &|layer| {
+        let is_refused = reads_none || is_tied_head(&layer.path);
+        low_rank(&layer) && layer.kind == LayerKind::Embedding && is_refused
+    });
     let adapters: Vec<(&Adapted, LoraAdapter)> =
         layers.iter().filter_map(|layer| Some((layer, adapter(layer)?))).collect();
     let Some((_, first)) = adapters.first() else { return problems };

@@ -511,6 +511,11 @@ fn embeddings_that_peft_adds_for_a_changed_vocabulary_must_be_the_models() {
     let error = load_adapter(base("tiny_llama_tied"), tied.path()).unwrap_err().to_string();
     assert!(error.contains("lm_head.weight is in the file, but belongs to no target"), "{error}");
 
+    // Also where another copy of the embedding trained.
+    let whole = copy_adapter("peft_saved_embedding_tied");
+    change_tensors(whole.path(), |tensors| tensors.push(named("base_model.model.lm_head.weight")));
+    load_adapter(base("tiny_llama_tied"), whole.path()).unwrap();
+
     change_tensors(folder.path(), |tensors| {
         let place = tensors.iter_mut().find(|tensor| tensor.name == embedding.name).unwrap();
         place.bytes[..4].copy_from_slice(&9f32.to_le_bytes());
@@ -519,6 +524,67 @@ fn embeddings_that_peft_adds_for_a_changed_vocabulary_must_be_the_models() {
     let expected = "base_model.model.model.embed_tokens.weight is in the file, but belongs to no target, and \
          is not this model's weight: they differ by ";
     assert!(error.contains(expected), "{error}");
+}
+
+/// The keys that PEFT 0.21.2 wrote for a model whose number of tokens was changed, beside what trained.
+#[test]
+fn frozen_weights_of_a_changed_vocabulary_stand_beside_what_trained() {
+    let frozen = |model: &str, name: &str| {
+        let weights = tensors_of(&golden(model).join("model.safetensors"));
+        weights.into_iter().find(|tensor| tensor.name == name).unwrap()
+    };
+    let named = |tensor: &FileTensor, name: &str| FileTensor {
+        name: format!("base_model.model.{name}"),
+        ..tensor.clone()
+    };
+    let embedding = frozen("tiny_llama", "model.embed_tokens.weight");
+    let head = frozen("tiny_llama", "lm_head.weight");
+
+    let folder = copy_adapter("peft_saved_head");
+    change_tensors(folder.path(), |tensors| {
+        let own = tensors.iter().find(|tensor| tensor.name == "base_model.model.lm_head.weight");
+        let own = own.unwrap().clone();
+        tensors.extend([
+            named(&own, "lm_head.modules_to_save.weight"),
+            named(&head, "lm_head.original_module.weight"),
+            named(&embedding, "model.embed_tokens.weight"),
+        ]);
+    });
+    load_adapter(base("tiny_llama"), folder.path()).unwrap();
+
+    let folder = copy_adapter("peft_tokens");
+    change_tensors(folder.path(), |tensors| {
+        tensors.extend([
+            named(&embedding, "model.embed_tokens.token_adapter.base_layer.weight"),
+            named(&head, "lm_head.weight"),
+        ]);
+    });
+    load_adapter(base("tiny_llama"), folder.path()).unwrap();
+
+    let embedding = frozen("tiny_llama_tied", "model.embed_tokens.weight");
+    let folder = copy_adapter("peft_tokens_tied");
+    let rows = "model.embed_tokens.token_adapter.trainable_tokens_delta";
+    change_tensors(folder.path(), |tensors| {
+        let own = tensors.iter().find(|tensor| tensor.name.ends_with(rows)).unwrap().clone();
+        let path = own.name.trim_end_matches(".trainable_tokens_delta").to_owned();
+        tensors.extend([
+            FileTensor { name: format!("{path}.base_layer.weight"), ..embedding.clone() },
+            named(&embedding, "lm_head.token_adapter.base_layer.weight"),
+            named(&own, "lm_head.token_adapter.trainable_tokens_delta"),
+        ]);
+    });
+    load_adapter(base("tiny_llama_tied"), folder.path()).unwrap();
+    // Rows that only the head has would be lost.
+    change_tensors(folder.path(), |tensors| {
+        let head = "base_model.model.lm_head.token_adapter.trainable_tokens_delta";
+        let place = tensors.iter_mut().find(|tensor| tensor.name == head).unwrap();
+        place.bytes[..4].copy_from_slice(&9f32.to_le_bytes());
+    });
+    let error = load_adapter(base("tiny_llama_tied"), folder.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("lm_head.token_adapter.trainable_tokens_delta is in the file"),
+        "{error}"
+    );
 }
 
 #[test]

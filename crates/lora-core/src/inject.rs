@@ -175,16 +175,12 @@ impl Plan {
         let saved = Saved::new(&config.modules_to_save, &mut problems);
         let targets = candidates.iter().zip(&selection.selected).filter(|(_, selected)| **selected);
         let targets: BTreeSet<&str> = targets.map(|(path, _)| *path).collect();
+        problems.extend(saved.clashes(targets.iter().copied()));
         let mut parts = Vec::new();
         for (path, layer) in &layers {
             let tokens = config.trainable_tokens.iter().filter(|(name, _)| ends_as(path, name));
             let tokens: Vec<&(String, Vec<usize>)> = tokens.collect();
-            let part = if let Some(name) = saved.trains(path) {
-                if targets.contains(path.as_str()) {
-                    let found = format!("'{name}', which '{path}' ends as");
-                    let expected = "names that no target's path ends as";
-                    problems.push(ConfigProblem::setting("modules_to_save", expected, found));
-                }
+            let part = if saved.trains(path).is_some() {
                 Part::Whole
             } else if targets.contains(path.as_str()) {
                 Part::LowRank(patterns.resolve(path))
@@ -205,13 +201,7 @@ impl Plan {
                 let found = format!("'{path}', a {} layer", layer.kind().name());
                 problems.push(ConfigProblem::setting("trainable_tokens", "an embedding", found));
             }
-            if let [_, (name, _), ..] = tokens.as_slice() {
-                problems.push(ConfigProblem::setting(
-                    "trainable_tokens",
-                    "one entry for an embedding",
-                    format!("'{name}', which means '{path}' again"),
-                ));
-            }
+            problems.extend(second_entry(config, path));
             if let (Part::LowRank(AdapterConfig { lora_bias: true, .. }), LayerKind::Embedding) =
                 (&part, layer.kind())
             {
@@ -240,6 +230,17 @@ impl Plan {
         accept(selection, problems)?;
         Ok(Self { parts })
     }
+}
+
+/// A problem where a layer is meant by more than one entry of trained tokens.
+pub(crate) fn second_entry(config: &LoraConfig, path: &str) -> Option<ConfigProblem> {
+    let mut entries = config.trainable_tokens.iter().filter(|(name, _)| ends_as(path, name));
+    let (name, _) = entries.nth(1)?;
+    Some(ConfigProblem::setting(
+        "trainable_tokens",
+        "one entry for an embedding",
+        format!("'{name}', which means '{path}' again"),
+    ))
 }
 
 /// With `bias: all`, biases of layers that have no slot cannot train, and that must not go unseen.

@@ -239,18 +239,29 @@ impl<'a> Saved<'a> {
         self.names.iter().any(|(_, regex)| regex.as_ref().is_some_and(|r| r.is_match(path)))
     }
 
-    /// The name for which the layer at `path` trains as a whole: it [ends so](ends_as), or a module that it
-    /// lies in does.
+    /// The name for which the layer at `path` trains as a whole.
     pub(crate) fn trains(&self, path: &str) -> Option<&'a str> {
-        let trains = |name: &&str| modules(path).any(|module| ends_as(module, name));
-        self.names.iter().map(|(name, _)| *name).find(trains)
+        self.names.iter().map(|(name, _)| *name).find(|name| trains_whole(path, name))
+    }
+
+    /// A problem for each name for which one of the targets would train as a whole.
+    pub(crate) fn clashes<'p>(&self, targets: impl Iterator<Item = &'p str>) -> Vec<ConfigProblem> {
+        let mut problems: Vec<(&str, ConfigProblem)> = Vec::new();
+        for path in targets {
+            let Some(name) = self.trains(path) else { continue };
+            if problems.iter().all(|(other, _)| *other != name) {
+                let expected = "names that mean no target";
+                let found = format!("'{name}', which means '{path}' too");
+                problems.push((name, ConfigProblem::setting(SAVED, expected, found)));
+            }
+        }
+        problems.into_iter().map(|(_, problem)| problem).collect()
     }
 
     /// A problem for each name that no path has.
     pub(crate) fn unmatched(&self, paths: &[&str]) -> Vec<ConfigProblem> {
-        let trains = |path: &&str, name: &str| modules(path).any(|module| ends_as(module, name));
         let unmatched = self.names.iter().filter(|(name, regex)| {
-            regex.is_some() && !paths.iter().any(|path| trains(path, name)) // else told already
+            regex.is_some() && !paths.iter().any(|path| trains_whole(path, name)) // else told already
         });
         unmatched.map(|(name, _)| name_matches_nothing(SAVED, name, paths)).collect()
     }
@@ -436,9 +447,10 @@ pub(crate) fn ends_as(path: &str, name: &str) -> bool {
     !name.is_empty() && path.ends_with(name)
 }
 
-/// The modules on the way to `path`, and itself: `a`, `a.b` and `a.b.c` for `a.b.c`.
-fn modules(path: &str) -> impl Iterator<Item = &str> {
-    containers(path).chain([path])
+/// Whether the layer at `path` trains as a whole for an entry of `modules_to_save`: it [ends so](ends_as), or
+/// a module that it lies in does.
+pub(crate) fn trains_whole(path: &str, name: &str) -> bool {
+    containers(path).chain([path]).any(|module| ends_as(module, name))
 }
 
 /// The modules that `path` lies in: `a` and `a.b` for `a.b.c`.
@@ -459,7 +471,7 @@ fn matching(
     };
     let matches: Vec<bool> = paths.iter().map(|path| whole.is_match(path)).collect();
     if !matches.contains(&true) {
-        let part = Regex::new(pattern).ok();
+        let part = regex(pattern).ok();
         let in_part = paths.iter().find(|path| part.as_ref().is_some_and(|p| p.is_match(path)));
         let entry = pattern.to_owned();
         problems.push(match in_part.or(paths.first()) {
@@ -480,11 +492,7 @@ fn compile(
     around: impl Fn(&str) -> String,
     problems: &mut Vec<ConfigProblem>,
 ) -> Option<Regex> {
-    /// Bytes of an expression at most: room for the paths of twenty thousand layers, which a saved adapter may
-    /// list in one.
-    const LARGEST: usize = 1 << 27;
-    let new = |text: &str| RegexBuilder::new(text).size_limit(LARGEST).build();
-    match new(entry).and_then(|_| new(&around(entry))) {
+    match regex(entry).and_then(|_| regex(&around(entry))) {
         Ok(regex) => Some(regex),
         Err(error) => {
             // The parser draws a picture; the reason is its last line.
@@ -495,6 +503,12 @@ fn compile(
             None
         }
     }
+}
+
+fn regex(text: &str) -> Result<Regex, regex::Error> {
+    /// Bytes at most: room for the paths of twenty thousand layers, which a saved adapter may list in one.
+    const LARGEST: usize = 1 << 27;
+    RegexBuilder::new(text).size_limit(LARGEST).build()
 }
 
 /// The same entry twice in a list is one problem.

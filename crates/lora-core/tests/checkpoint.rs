@@ -248,7 +248,6 @@ fn what_the_config_does_not_mean_is_not_merged() {
     let [a, b] = factors();
     for (extra, expected) in [
         (json!({"modules_to_save": ["v"]}), "v trained as a whole, and the file has nothing"),
-        (json!({"bias": "all"}), "v has a trained bias, and the file has nothing"),
         (
             json!({"trainable_token_indices": {"embed_tokens": [1]}}),
             "embed_tokens has trained tokens",
@@ -257,6 +256,39 @@ fn what_the_config_does_not_mean_is_not_merged() {
         let error = sentence(merged(config(extra), &[a.clone(), b.clone()], &base, Dtype::F32));
         assert!(error.contains(expected), "{error}");
     }
+    for (extra, expected) in [
+        (json!({"target_modules": ["q", "v"], "modules_to_save": ["v"]}), None),
+        (json!({"target_modules": ["q", "xv"], "modules_to_save": ["v"]}), Some("means 'xv' too")),
+        (
+            json!({"trainable_token_indices": {"embed_tokens": [1], "tokens": [2]}}),
+            Some("'tokens', which means 'embed_tokens' again"),
+        ),
+    ] {
+        let whole = one("base_model.model.v.weight", &[4, 4], 9.0);
+        let v_bias = one("base_model.model.v.bias", &[4], 9.0);
+        let mut adapter: Vec<Named> = factors().into_iter().chain([whole, v_bias]).collect();
+        adapter.extend([
+            one("base_model.model.xv.lora_A.weight", &[1, 4], 1.0),
+            one("base_model.model.xv.lora_B.weight", &[4, 1], 1.0),
+        ]);
+        let xv = one("xv.weight", &[4, 4], 0.0);
+        let base: Vec<Named> = base.iter().cloned().chain([xv]).collect();
+        if expected.is_none() {
+            adapter.truncate(4);
+        }
+        let result = merged(config(extra), &adapter, &base, Dtype::F32);
+        match expected {
+            None => assert_eq!(result.unwrap().layers.len(), 2),
+            Some(expected) => {
+                let error = sentence(result);
+                assert!(error.contains(expected), "{error}");
+            }
+        }
+    }
+    // What Python's expressions alone can say, the file's tensors do.
+    let ahead = config(json!({"target_modules": "^(?!.*vision).*q$"}));
+    merged(ahead, &factors(), &base, Dtype::F32).unwrap();
+
     let base = [q(), one("q.bias", &[3], 1.0)];
     let error = sentence(merged(config(json!({})), &factors(), &base, Dtype::F32));
     assert!(error.contains("q.bias: expected shape [4], found [3]"), "{error}");
@@ -345,15 +377,20 @@ struct Untied {
     embed_tokens: AdaptableEmbedding, // [5, 4]
     q: AdaptableLinear,               // [4, 4]
     lm_head: AdaptableLinear,         // [4, 5]
+    decoder_embed: AdaptableLinear,   // [4, 5], no embedding
+    embed_out: AdaptableLinear,       // [4, 5], neither
 }
 
 #[test]
-fn an_embedding_that_trained_as_a_whole_is_merged_over_its_own_base() {
+fn what_trained_as_a_whole_is_merged_over_its_own_base() {
     let embed_tokens = EmbeddingConfig::new(5, 4).init(&Device::flex()).into();
-    let base = Untied { embed_tokens, q: linear(4, 4), lm_head: linear(4, 5) };
+    let embed_out = LinearConfig::new(4, 5).with_bias(false).init(&Device::flex()).into();
+    let (q, [lm_head, decoder_embed]) = (linear(4, 4), [0, 1].map(|_| linear(4, 5)));
+    let base = Untied { embed_tokens, q, lm_head, decoder_embed, embed_out };
     let mut lora = LoraConfig::new(2, 4.0);
     lora.target_modules = TargetModules::names(["q"]);
-    lora.modules_to_save = vec!["embed_tokens".to_owned(), "lm_head".to_owned()];
+    lora.modules_to_save =
+        ["embed_tokens", "lm_head", "decoder_embed", "embed_out"].map(str::to_owned).to_vec();
     let (model, _) = inject(base.clone(), &lora).unwrap();
     let temp = tempfile::tempdir().unwrap();
     let [folder, adapter, output] =
@@ -362,18 +399,21 @@ fn an_embedding_that_trained_as_a_whole_is_merged_over_its_own_base() {
     let values = |tensor: Tensor<2>| tensor.into_data().iter::<f32>().collect::<Vec<f32>>();
     let matrix = |layer: &dyn AdaptableLayer| values(layer.weight().transpose());
     let bias = |layer: &dyn AdaptableLayer| values(layer.bias().unwrap().unsqueeze());
-    let tensors: [Named; 5] = [
+    let tensors: [Named; 8] = [
         ("embed_tokens.weight", &[5, 4], values(base.embed_tokens.weight())),
         ("q.weight", &[4, 4], matrix(&base.q)),
         ("q.bias", &[4], bias(&base.q)),
         ("lm_head.weight", &[5, 4], matrix(&base.lm_head)),
         ("lm_head.bias", &[5], bias(&base.lm_head)),
+        ("decoder_embed.weight", &[5, 4], matrix(&base.decoder_embed)),
+        ("decoder_embed.bias", &[5], bias(&base.decoder_embed)),
+        ("embed_out.weight", &[5, 4], matrix(&base.embed_out)),
     ];
     write(&folder.join("model.safetensors"), &tensors, Dtype::F32);
     let report = merge_checkpoint(&folder, &adapter, &output, &Device::flex()).unwrap();
     let kinds = report.layers.iter().map(|layer| layer.kind).collect::<Vec<_>>();
     assert_eq!(kinds.iter().filter(|kind| **kind == LayerKind::Embedding).count(), 1);
-    assert_eq!(kinds.len(), 3);
+    assert_eq!(kinds.len(), 5);
 }
 
 #[derive(Module, Debug, VisitLora)]

@@ -230,7 +230,7 @@ fn a_name_of_what_trains_in_full_means_all_that_ends_with_its_letters() {
     // What is an adapter's already cannot train in full.
     let error = sentence(inject(base.clone(), &whole("classifier", "pre_classifier")));
     assert!(
-        error.contains("modules_to_save: expected names that no target's path ends as"),
+        error.contains("modules_to_save: expected names that mean no target, found 'classifier'"),
         "{error}"
     );
     let error = sentence(inject(base.clone(), &whole("", "pre_classifier")));

@@ -20,16 +20,17 @@ use crate::config::{AdapterConfig, LoraConfig, Patterns, TrainedBias};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::{LayerKind, Weights};
 use crate::init::Init;
-use crate::inject;
+use crate::inject::{self, second_entry};
 use crate::layer::{Adaptation, Rounding, merge_matrix, merge_replacement};
 use crate::merge::{MergeReport, MergedLayer};
-use crate::target::{Saved, TargetModules, ends_as};
+use crate::problem::ConfigProblem;
+use crate::target::{Saved, Selection, TargetModules, ends_as, trains_whole};
 
 /// Merges the adapter in the folder `adapter` into the Hugging Face checkpoint in the folder `base`,
 /// and writes the result to the new folder `output`: the same files with the adapted tensors changed,
 /// each computed in f32 and rounded once to its own dtype.
 ///
-/// One tensor is held at a time (with its f32 copy and the update), never the model: a checkpoint that
+/// A tensor or two are held at a time (with an f32 copy and the update), never the model: a checkpoint that
 /// does not fit into memory can be merged. Files that hold no tensors (configs, tokenizer, chat templates)
 /// are copied; weights that are none of the model's (those in another format, those that an index or a
 /// `model.safetensors` stands beside), which would stay the base's, and other folders are left out and
@@ -96,7 +97,7 @@ pub fn merge_checkpoint_with(
     let shards = shards.into_iter().map(Shard::open).collect::<Result<Vec<_>>>()?;
     let plan = Plan::new(adapter, &config, &tensors, &shards, &device)?;
     if let (Some(made_over), true) = (made_over, options.check_base)
-        && made_over != plan.fingerprint(&shards, &device)?
+        && !plan.is_over(&made_over, &shards, &device)?
     {
         return Err(ErrorKind::OtherBase { path: adapter.to_owned() }.into());
     }
@@ -403,14 +404,14 @@ impl Plan {
         for (path, parts) in reader.layers() {
             let (weight, bias) = (find(&format!("{path}.weight")), find(&format!("{path}.bias")));
             let Some(weight) = weight else {
-                elsewhere.push(path);
+                elsewhere.push((path, parts));
                 continue;
             };
             let a = reader.shape(&path, Part::A);
             // Of a layer that trained as a whole, only its name says that it is an embedding.
             let is_embedding = reader.is_embedding(&path)
                 || parts.contains(&Part::Tokens)
-                || (parts.contains(&Part::Weight) && is_named_as_embedding(&path));
+                || (parts.contains(&Part::Weight) && bias.is_none() && is_named_so(&path));
             let Some(slot) =
                 Slot::of_checkpoint(is_embedding, weight, a.as_deref(), bias.is_some())
             else {
@@ -431,6 +432,9 @@ impl Plan {
             };
             // The weight that PEFT writes beside is compared when this layer is merged.
             let needed = own.iter().filter(|part| **part != Part::BaseWeight);
+            for part in [Part::BaseWeight, Part::Tokens] {
+                reader.note_shared(&path, part);
+            }
             problems.extend(needed.flat_map(|part| reader.unfit(&path, &slot, *part, size)));
             for part in parts.iter().filter(|part| !own.contains(part)) {
                 problems.extend(match frozen(&path, &slot, *part, shards, device)? {
@@ -448,31 +452,41 @@ impl Plan {
             }
             layers.insert(path, Layer { slot, part });
         }
-        elsewhere.retain(|path| !reader.own_names(path).is_empty());
-        let weights =
-            elsewhere.iter().map(|path| format!("{path}.weight is not in the checkpoint"));
-        problems.extend(weights);
-        for path in matrices.iter().filter(|path| !layers.contains_key(*path)) {
-            let has_bias = find(&format!("{path}.bias")).is_some();
-            let what = meant.what(path, has_bias);
-            problems
-                .extend(what.map(|what| format!("{path} {what}, and the file has nothing for it")));
-        }
+        elsewhere.retain(|(path, parts)| !reader.are_second(path, parts));
+        let missing = |(path, _): &(String, _)| format!("{path}.weight is not in the checkpoint");
+        problems.extend(elsewhere.iter().map(missing));
+        problems.extend(meant.absent(&matrices, &layers));
         match problems.is_empty() {
             true => Ok(Self { layers }),
             false => Err(ErrorKind::AdapterMismatch { path: adapter.to_owned(), problems }.into()),
         }
     }
 
-    /// That of the checkpoint's weights which the adapter changes.
-    fn fingerprint(&self, shards: &[Shard], device: &Device) -> Result<String> {
-        let mut samples = Vec::new();
+    /// Whether the checkpoint's weights that the adapter changes have this fingerprint. Of those that trained as
+    /// a whole, the files do not say whether they are embeddings, which lie the other way round.
+    fn is_over(&self, made_over: &str, shards: &[Shard], device: &Device) -> Result<bool> {
+        const UNSURE: usize = 6;
+
+        let (mut samples, mut unsure) = (Vec::new(), Vec::new());
         for (path, layer) in &self.layers {
             let name = format!("{path}.weight");
             let weight = read_from(shards, &name, device, |stored| stored.matrix(&layer.slot))?;
-            samples.extend(weight.map(|weight| (path.clone(), Sample::of(weight))));
+            let Some(weight) = weight else { continue };
+            let is_matrix = matches!(layer.slot.kind, LayerKind::Linear | LayerKind::Embedding);
+            if matches!(layer.part, inject::Part::Whole) && is_matrix && unsure.len() < UNSURE {
+                let ways = [weight.clone(), weight.transpose()].map(Sample::of);
+                unsure.push((path.clone(), ways));
+            } else {
+                samples.push((path.clone(), Sample::of(weight)));
+            }
         }
-        Ok(of_samples(samples))
+        Ok((0..1_usize << unsure.len()).any(|turned| {
+            let way = |place: usize| turned >> place & 1;
+            let chosen = unsure.iter().enumerate();
+            let chosen =
+                chosen.map(|(place, (path, ways))| (path.clone(), ways[way(place)].clone()));
+            of_samples(samples.iter().cloned().chain(chosen).collect()) == made_over
+        }))
     }
 
     /// Whether the embedding is changed and is the head too, so that the files could not say what is meant:
@@ -581,13 +595,21 @@ impl<'a> Meant<'a> {
         if !unusable.is_empty() {
             return Err(Error::config(unusable));
         }
-        let targets = (config.target_modules != TargetModules::AllLinear).then(|| {
-            let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
-            let selected = config.select(&paths, None).selected;
-            let selected = paths.into_iter().zip(selected).filter(|(_, selected)| *selected);
-            selected.map(|(path, _)| path).collect()
+        let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+        let Selection { selected, problems } = config.select(&paths, None);
+        // An expression of Python's own, with looks ahead for instance, leaves it to the file.
+        let is_known = !problems.iter().any(|p| matches!(p, ConfigProblem::NoRegex { .. }))
+            && config.target_modules != TargetModules::AllLinear;
+        let targets: Option<BTreeSet<&str>> = is_known.then(|| {
+            let selected = paths.iter().zip(selected).filter(|(_, selected)| *selected);
+            selected.map(|(path, _)| *path).collect()
         });
-        Ok(Self { config, patterns, saved, targets })
+        let mut problems = saved.clashes(targets.iter().flatten().copied());
+        problems.extend(paths.iter().filter_map(|path| second_entry(config, path)));
+        match problems.is_empty() {
+            true => Ok(Self { config, patterns, saved, targets }),
+            false => Err(Error::config(problems)),
+        }
     }
 
     /// What the layer gets of the `parts` that the file has for it, and which of these that takes.
@@ -624,19 +646,22 @@ impl<'a> Meant<'a> {
         }
     }
 
-    /// What the config says of a layer, where it says that something of it was trained.
-    fn what(&self, path: &str, has_bias: bool) -> Option<&'static str> {
-        if self.targets.as_ref().is_some_and(|targets| targets.contains(path)) {
-            Some("is a target")
-        } else if self.saved.trains(path).is_some() {
-            Some("trained as a whole")
-        } else if !tokens_of(self.config, path).is_empty() {
-            Some("has trained tokens")
-        } else if has_bias && self.config.bias == TrainedBias::All {
-            Some("has a trained bias")
-        } else {
-            None
-        }
+    /// The targets for which the file has nothing, and the names of what trains in full where it has nothing
+    /// for any that has the name: a checkpoint may hold layers beside those of the model.
+    fn absent(&self, paths: &BTreeSet<String>, layers: &BTreeMap<String, Layer>) -> Vec<String> {
+        let targets = self.targets.iter().flatten().filter(|path| !layers.contains_key(**path));
+        let targets = targets.map(|path| format!("{path} is a target"));
+        let is_absent = |is_meant: &dyn Fn(&str) -> bool| {
+            paths.iter().any(|path| is_meant(path)) && !layers.keys().any(|path| is_meant(path))
+        };
+        let names = self.config.modules_to_save.iter();
+        let wholes = names.filter(|name| is_absent(&|path| trains_whole(path, name)));
+        let wholes = wholes.map(|name| format!("{name} trained as a whole"));
+        let entries = self.config.trainable_tokens.iter().map(|(name, _)| name);
+        let tokens = entries.filter(|name| is_absent(&|path| ends_as(path, name)));
+        let tokens = tokens.map(|name| format!("{name} has trained tokens"));
+        let nothing = |what| format!("{what}, and the file has nothing for it");
+        targets.chain(wholes).chain(tokens).map(nothing).collect()
     }
 }
 
@@ -674,9 +699,10 @@ fn frozen(
     }
 }
 
-fn is_named_as_embedding(path: &str) -> bool {
+/// Whether a layer has an embedding's name. GPT-NeoX calls its head `embed_out`.
+fn is_named_so(path: &str) -> bool {
     let name = path.rsplit('.').next().unwrap_or(path);
-    name.contains("embed") || ["wte", "shared"].contains(&name)
+    (name.contains("embed") && name != "embed_out") || ["wte", "shared"].contains(&name)
 }
 
 /// The token ids whose rows of the embedding at `path` were trained.

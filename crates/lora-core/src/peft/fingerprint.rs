@@ -9,6 +9,7 @@ const ROWS: usize = 8;
 const COLUMNS: usize = 32;
 
 /// Some of the values of a layer's weight.
+#[derive(Clone)]
 pub(super) struct Sample {
     dims: [usize; 2],
     values: Vec<f32>,

@@ -28,8 +28,8 @@ pub(super) enum Part {
     Weight,
     /// The bias of a layer that trained as a whole, or whose bias alone trained.
     Bias,
-    /// The frozen bias that a layer had before it trained as a whole, which acts nowhere. PEFT adds it
-    /// with `bias: all`.
+    /// The frozen weight or bias that a layer had before it trained as a whole, which acts nowhere. PEFT adds
+    /// the bias with `bias: all`, and the weight where the number of tokens was changed.
     Replaced,
 }
 
@@ -86,10 +86,16 @@ pub(super) fn parse(key: &str) -> Option<(String, Part)> {
                 }
                 ("modules_to_save", ["weight"] | [_, "weight"]) => Part::Weight,
                 ("modules_to_save", ["bias"] | [_, "bias"]) => Part::Bias,
-                ("original_module", ["bias"]) => Part::Replaced,
+                ("original_module", ["weight" | "bias"]) => Part::Replaced,
                 _ => return None,
             };
-            (&parts[..place], part)
+            let path = &parts[..place];
+            // An embedding's frozen weight beside its trained rows.
+            let path = match (parts[place], path) {
+                ("base_layer", [path @ .., "token_adapter"]) => path,
+                _ => path,
+            };
+            (path, part)
         }
         None => match parts {
             [path @ .., "weight"] => (path, Part::Weight),
@@ -249,6 +255,8 @@ mod tests {
             ("base_model.model.q.lora_magnitude_vector.weight", "q", Part::Magnitude),
             ("base_model.model.e.lora_embedding_A.default", "e", Part::A),
             ("base_model.model.lm_head.modules_to_save.default.weight", "lm_head", Part::Weight),
+            ("base_model.model.lm_head.original_module.weight", "lm_head", Part::Replaced),
+            ("base_model.model.e.token_adapter.base_layer.weight", "e", Part::BaseWeight),
         ] {
             assert_eq!(parse(key), Some((path.to_owned(), part)), "{key}");
         }

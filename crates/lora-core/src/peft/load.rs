@@ -1,6 +1,6 @@
 //! Reading an adapter's folder for a model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::path::Path;
@@ -195,8 +195,8 @@ pub(super) struct Reader<'a> {
     missing: Vec<String>,
     unused: Vec<String>,
     unchanged: Vec<String>,
-    /// Tensors that are the base's own.
-    frozen: Vec<String>,
+    /// Tensors that embedding and head may share: the base's own, and trained rows.
+    shared: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
@@ -219,18 +219,23 @@ impl<'a> Reader<'a> {
                 None => unused.push(name.to_owned()),
             }
         }
-        let (missing, unchanged, frozen) = (Vec::new(), Vec::new(), Vec::new());
-        Self { tensors, keys, problems, missing, unused, unchanged, frozen }
+        let (missing, unchanged, shared) = (Vec::new(), Vec::new(), Vec::new());
+        Self { tensors, keys, problems, missing, unused, unchanged, shared }
     }
 
     fn read<M: VisitLora>(mut self, model: &M, plan: Plan, strict: bool) -> Read {
         let mut entries = Vec::new();
         let mut parts = plan.parts.into_iter().peekable();
         let mut failure = None;
+        let (mut embedding, mut has_head) = (None, false);
         model.visit_lora("", &mut |path, layer| {
             let slot = Slot::of(layer);
             let weight = layer.weight();
             let bias = layer.bias();
+            has_head |= model.output_layer() == Some(path);
+            if model.tied_embedding() == Some(path) {
+                embedding = Some((slot.clone(), weight.clone()));
+            }
             let Some((_, part)) = parts.next_if(|(planned, _)| planned == path) else {
                 // PEFT writes embedding and head also where their number of tokens was changed.
                 self.check_frozen(path, &slot, Part::Weight, &weight);
@@ -249,8 +254,15 @@ impl<'a> Reader<'a> {
                 None => {}
             }
         });
-        let left = std::mem::take(&mut self.keys).into_values();
-        let left: Vec<String> = left.filter(|name| !self.is_second(name)).collect();
+        // PEFT may write the weight of a tied embedding as the head's too, whatever trains of the embedding.
+        if let (Some((slot, weight)), Some(head), false) =
+            (embedding, model.output_layer(), has_head)
+        {
+            self.check_frozen(head, &slot, Part::Weight, &weight);
+        }
+        let left = std::mem::take(&mut self.keys).into_iter();
+        let left = left.filter(|((_, part), name)| !self.is_second(*part, name));
+        let left: Vec<String> = left.map(|(_, name)| name).collect();
         self.unused.extend(left);
         if strict {
             let missing = self.missing.iter().map(|key| format!("{key} is missing"));
@@ -333,16 +345,21 @@ impl<'a> Reader<'a> {
         self.problems.drain(known..).next()
     }
 
-    /// Whether a tensor is another of the file again, which is the base's own: PEFT writes a weight that
-    /// embedding and head share under the names of both.
-    fn is_second(&self, name: &str) -> bool {
-        self.frozen.iter().any(|other| is_copy(self.tensors, other, name))
+    /// Whether a tensor is one again that embedding and head share: PEFT writes it under the names of both.
+    fn is_second(&self, part: Part, name: &str) -> bool {
+        matches!(part, Part::Weight | Part::BaseWeight | Part::Tokens)
+            && self.shared.iter().any(|other| is_copy(self.tensors, other, name))
     }
 
-    /// The tensors that the file has for a layer, less those that are another again, the base's own.
-    pub(super) fn own_names(&self, path: &str) -> Vec<String> {
-        let of_layer = self.keys.iter().filter(|((other, _), _)| other == path);
-        of_layer.map(|(_, name)| name.clone()).filter(|name| !self.is_second(name)).collect()
+    /// Whether all that the file has of these parts of a layer is such.
+    pub(super) fn are_second(&self, path: &str, parts: &BTreeSet<Part>) -> bool {
+        let name = |part: &Part| self.keys.get(&(path.to_owned(), *part));
+        parts.iter().all(|part| name(part).is_none_or(|name| self.is_second(*part, name)))
+    }
+
+    /// Takes this part of a layer, which is read elsewhere, for one that embedding and head may share.
+    pub(super) fn note_shared(&mut self, path: &str, part: Part) {
+        self.shared.extend(self.keys.get(&(path.to_owned(), part)).cloned());
     }
 
     /// Looks at this part no more.
@@ -406,7 +423,10 @@ impl<'a> Reader<'a> {
             self.check_frozen(path, slot, Part::BaseWeight, weight);
         }
         let optional = [lora_bias, magnitude, base_bias];
-        let (Some(a), Some(b)) = (a, b) else { return Ok(None) };
+        let (Some(a), Some(b)) = (a, b) else {
+            self.skip(path, Part::BaseWeight); // of a start that cannot be computed
+            return Ok(None);
+        };
         if optional.iter().any(|read| matches!(read, Some(None))) {
             return Ok(None);
         }
@@ -453,6 +473,7 @@ impl<'a> Reader<'a> {
 
     fn bias(&mut self, path: &str, slot: &Slot, weight: &Tensor<2>) -> Result<Option<Adaptation>> {
         let (device, dtype) = (weight.device(), adapter_dtype(weight.dtype(), None)?);
+        self.check_frozen(path, slot, Part::Weight, weight);
         let read = self.take(path, slot, Part::Bias, 0);
         Ok(read.map(|bias| {
             let bias = Some(Param::from_tensor(bias.vector(&device, dtype)));
@@ -468,8 +489,9 @@ impl<'a> Reader<'a> {
         weight: &Tensor<2>,
     ) -> Result<Option<Adaptation>> {
         let dtype = adapter_dtype(weight.dtype(), None)?;
-        let Some(read) = self.take(path, slot, Part::Tokens, ids.len()) else { return Ok(None) };
         self.check_frozen(path, slot, Part::BaseWeight, weight);
+        self.note_shared(path, Part::Tokens);
+        let Some(read) = self.take(path, slot, Part::Tokens, ids.len()) else { return Ok(None) };
         let rows = read.matrix(&weight.device(), dtype);
         let tokens = Some(TokenRows::from_rows(weight, ids, rows)?);
         Ok(Some(Adaptation::Replacement(Replacement { weight: None, bias: None, tokens })))
@@ -486,7 +508,7 @@ impl<'a> Reader<'a> {
         // The file may hold a rounded copy.
         let largest = there.abs().max().into_scalar::<f32>();
         if apart <= largest * 0.01 {
-            self.frozen.push(name);
+            self.shared.push(name);
         } else {
             let what = match part {
                 Part::BaseWeight => "is not this model's weight",

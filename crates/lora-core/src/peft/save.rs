@@ -20,7 +20,7 @@ use crate::init::fresh_seed;
 use crate::layer::Adaptation;
 use crate::problem::ConfigProblem;
 use crate::replacement::TokenRows;
-use crate::target::{Saved, TargetModules, containers, ends_as, is_named};
+use crate::target::{Saved, TargetModules, containers, ends_as, is_named, trains_whole};
 use crate::visit::{VisitLora, first_path};
 
 /// Writes the model's adapters, and nothing else of the model, as a new folder in PEFT's format.
@@ -177,11 +177,9 @@ fn describe(layers: &[Layer]) -> Result<LoraConfig> {
         false => TargetModules::Names(target_names(layers)),
     };
     let is_saved = |layer: &Layer| matches!(&layer.adaptation, Some(Adaptation::Replacement(part)) if part.weight.is_some());
-    let trains = |path: &str, name: &str| {
-        Saved::new(&[name.to_owned()], &mut Vec::new()).trains(path).is_some()
-    };
-    config.modules_to_save =
-        names(layers, is_saved, |layer, name| !is_saved(layer) && trains(&layer.path, name));
+    config.modules_to_save = names(layers, is_saved, |layer, name| {
+        !is_saved(layer) && trains_whole(&layer.path, name) //
+    });
     for layer in layers {
         let Some(Adaptation::Replacement(part)) = &layer.adaptation else { continue };
         match (&part.weight, &part.tokens, &part.bias) {
@@ -228,20 +226,23 @@ fn is_target(layer: &Layer) -> bool {
 }
 
 fn target_names(layers: &[Layer]) -> Vec<String> {
-    names(layers, is_target, is_beyond)
+    names(layers, is_target, |layer, name| is_beyond(layer, |path| is_named(path, name)))
 }
 
-/// Whether `name` among the targets means more at this layer than a target: a layer that is none, or a module
-/// that holds layers, which PEFT refuses.
-fn is_beyond(layer: &Layer, name: &str) -> bool {
-    (is_named(&layer.path, name) && !is_target(layer))
-        || containers(&layer.path).any(|module| is_named(module, name))
+/// Whether names of targets, which `is_named` knows, mean more at this layer than a target: a layer that is
+/// none, or a module that holds layers, which PEFT refuses.
+fn is_beyond(layer: &Layer, is_named: impl Fn(&str) -> bool) -> bool {
+    (!is_target(layer) && is_named(&layer.path)) || containers(&layer.path).any(is_named)
 }
 
 /// Whether a list of the targets' names would mean more than the targets, since paths end alike.
 fn is_beyond_names(layers: &[Layer]) -> bool {
-    let names = target_names(layers);
-    layers.iter().any(|layer| names.iter().any(|name| is_beyond(layer, name)))
+    let names: BTreeSet<String> = target_names(layers).into_iter().collect();
+    let is_named = |path: &str| {
+        let mut ends = path.match_indices('.').map(|(dot, _)| &path[dot + 1..]).chain([path]);
+        ends.any(|end| names.contains(end))
+    };
+    layers.iter().any(|layer| is_beyond(layer, is_named))
 }
 
 /// The targets by their whole paths, and nothing else.
@@ -256,8 +257,9 @@ fn pattern(layers: &[Layer]) -> TargetModules {
 fn check_names(layers: &[Layer], config: &LoraConfig) -> Result<()> {
     let paths: Vec<&str> = layers.iter().map(|layer| layer.path.as_str()).collect();
     let selection = config.select(&paths, None);
-    let too_large = |problem: &ConfigProblem| matches!(problem, ConfigProblem::NoRegex { .. });
-    if let Some(problem) = selection.problems.into_iter().find(too_large) {
+    // One too large, or a path to save that is none.
+    let no_regex = |problem: &ConfigProblem| matches!(problem, ConfigProblem::NoRegex { .. });
+    if let Some(problem) = selection.problems.into_iter().find(no_regex) {
         return Err(Error::config(vec![problem]));
     }
     let selected = selection.selected;

@@ -28,8 +28,8 @@ pub struct PortableReport {
 ///   of those that its `--max-lora-rank` may be (1, 8, 16, 32, 64, 128, 256, 320, 512);
 /// - an adapter with an offset is written in its plain form, of twice the rank, over the original base;
 /// - dropout, which acts in training only, is written as 0;
-/// - `target_modules` is a list (but for mistral.rs, which reads no other, a pattern where names would mean
-///   more layers), `bias` is none, and no other field is set.
+/// - `target_modules` is a list, or a pattern where names would mean more layers; `bias` is none, and no other
+///   field is set.
 ///
 /// For [`Reader::Mlx`], which reads a format of its own, the subfolder `mlx` holds the same adapters as
 /// [`save_mlx_adapter`](crate::save_mlx_adapter) writes them.

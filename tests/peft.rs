@@ -510,6 +510,9 @@ fn embeddings_that_peft_adds_for_a_changed_vocabulary_must_be_the_models() {
     });
     let error = load_adapter(base("tiny_llama_tied"), tied.path()).unwrap_err().to_string();
     assert!(error.contains("lm_head.weight is in the file, but belongs to no target"), "{error}");
+    let lenient = LoadOptions { strict: false, ..LoadOptions::default() };
+    let (_, report) = load_adapter_with(base("tiny_llama_tied"), tied.path(), &lenient).unwrap();
+    assert_eq!(report.unused, std::slice::from_ref(&again.name));
 
     // Also where another copy of the embedding trained.
     let whole = copy_adapter("peft_saved_embedding_tied");
@@ -560,6 +563,17 @@ fn frozen_weights_of_a_changed_vocabulary_stand_beside_what_trained() {
         ]);
     });
     load_adapter(base("tiny_llama"), folder.path()).unwrap();
+    // A head of its own would miss the rows that a tied one had.
+    change_tensors(folder.path(), |tensors| {
+        let own = tensors.iter().find(|tensor| tensor.name.ends_with("trainable_tokens_delta"));
+        let again = named(own.unwrap(), "lm_head.token_adapter.trainable_tokens_delta");
+        tensors.push(again);
+    });
+    let error = load_adapter(base("tiny_llama"), folder.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("lm_head.token_adapter.trainable_tokens_delta is in the file"),
+        "{error}"
+    );
 
     let embedding = frozen("tiny_llama_tied", "model.embed_tokens.weight");
     let folder = copy_adapter("peft_tokens_tied");

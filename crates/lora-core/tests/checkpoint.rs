@@ -248,6 +248,7 @@ fn what_the_config_does_not_mean_is_not_merged() {
     let [a, b] = factors();
     for (extra, expected) in [
         (json!({"modules_to_save": ["v"]}), "v trained as a whole, and the file has nothing"),
+        (json!({"bias": "all"}), "v has a trained bias, and the file has nothing"),
         (
             json!({"trainable_token_indices": {"embed_tokens": [1]}}),
             "embed_tokens has trained tokens",
@@ -285,6 +286,17 @@ fn what_the_config_does_not_mean_is_not_merged() {
             }
         }
     }
+    // A bias that trains beside a frozen weight.
+    let [a, b] = factors();
+    let [weight, bias, q_bias] = [
+        one("base_model.model.v.weight", &[4, 4], 2.0),
+        one("base_model.model.v.bias", &[4], 9.0),
+        one("base_model.model.q.base_layer.bias", &[4], 9.0),
+    ];
+    let all = config(json!({"bias": "all"}));
+    let adapter = [a, b, weight, bias, q_bias];
+    let (_, file) = merged_as(&MergeOptions::default(), all, &adapter, &base, Dtype::F32).unwrap();
+    assert_eq!(values(&file, "v.bias"), [9.0; 4]);
     // What Python's expressions alone can say, the file's tensors do.
     let ahead = config(json!({"target_modules": "^(?!.*vision).*q$"}));
     merged(ahead, &factors(), &base, Dtype::F32).unwrap();
@@ -379,18 +391,21 @@ struct Untied {
     lm_head: AdaptableLinear,         // [4, 5]
     decoder_embed: AdaptableLinear,   // [4, 5], no embedding
     embed_out: AdaptableLinear,       // [4, 5], neither
+    patch_embed: AdaptableLinear,     // [4, 5], nor this, which has no bias either
 }
 
 #[test]
 fn what_trained_as_a_whole_is_merged_over_its_own_base() {
     let embed_tokens = EmbeddingConfig::new(5, 4).init(&Device::flex()).into();
-    let embed_out = LinearConfig::new(4, 5).with_bias(false).init(&Device::flex()).into();
+    let [embed_out, patch_embed] =
+        [0, 1].map(|_| LinearConfig::new(4, 5).with_bias(false).init(&Device::flex()).into());
     let (q, [lm_head, decoder_embed]) = (linear(4, 4), [0, 1].map(|_| linear(4, 5)));
-    let base = Untied { embed_tokens, q, lm_head, decoder_embed, embed_out };
+    let base = Untied { embed_tokens, q, lm_head, decoder_embed, embed_out, patch_embed };
     let mut lora = LoraConfig::new(2, 4.0);
     lora.target_modules = TargetModules::names(["q"]);
-    lora.modules_to_save =
-        ["embed_tokens", "lm_head", "decoder_embed", "embed_out"].map(str::to_owned).to_vec();
+    lora.modules_to_save = ["embed_tokens", "lm_head", "decoder_embed", "embed_out", "patch_embed"]
+        .map(str::to_owned)
+        .to_vec();
     let (model, _) = inject(base.clone(), &lora).unwrap();
     let temp = tempfile::tempdir().unwrap();
     let [folder, adapter, output] =
@@ -399,7 +414,7 @@ fn what_trained_as_a_whole_is_merged_over_its_own_base() {
     let values = |tensor: Tensor<2>| tensor.into_data().iter::<f32>().collect::<Vec<f32>>();
     let matrix = |layer: &dyn AdaptableLayer| values(layer.weight().transpose());
     let bias = |layer: &dyn AdaptableLayer| values(layer.bias().unwrap().unsqueeze());
-    let tensors: [Named; 8] = [
+    let tensors: [Named; 9] = [
         ("embed_tokens.weight", &[5, 4], values(base.embed_tokens.weight())),
         ("q.weight", &[4, 4], matrix(&base.q)),
         ("q.bias", &[4], bias(&base.q)),
@@ -408,12 +423,14 @@ fn what_trained_as_a_whole_is_merged_over_its_own_base() {
         ("decoder_embed.weight", &[5, 4], matrix(&base.decoder_embed)),
         ("decoder_embed.bias", &[5], bias(&base.decoder_embed)),
         ("embed_out.weight", &[5, 4], matrix(&base.embed_out)),
+        ("patch_embed.weight", &[5, 4], matrix(&base.patch_embed)),
     ];
     write(&folder.join("model.safetensors"), &tensors, Dtype::F32);
     let report = merge_checkpoint(&folder, &adapter, &output, &Device::flex()).unwrap();
-    let kinds = report.layers.iter().map(|layer| layer.kind).collect::<Vec<_>>();
-    assert_eq!(kinds.iter().filter(|kind| **kind == LayerKind::Embedding).count(), 1);
-    assert_eq!(kinds.len(), 5);
+    let kind = |path: &str| report.layers.iter().find(|layer| layer.path == path).unwrap().kind;
+    assert_eq!(report.layers.len(), 6);
+    assert_eq!(kind("embed_tokens"), LayerKind::Embedding);
+    assert_eq!([kind("embed_out"), kind("decoder_embed")], [LayerKind::Linear; 2]);
 }
 
 #[derive(Module, Debug, VisitLora)]

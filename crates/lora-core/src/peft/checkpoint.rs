@@ -455,7 +455,8 @@ impl Plan {
         elsewhere.retain(|(path, parts)| !reader.are_second(path, parts));
         let missing = |(path, _): &(String, _)| format!("{path}.weight is not in the checkpoint");
         problems.extend(elsewhere.iter().map(missing));
-        problems.extend(meant.absent(&matrices, &layers));
+        let has_bias = |path: &str| find(&format!("{path}.bias")).is_some();
+        problems.extend(meant.absent(&matrices, &layers, has_bias));
         match problems.is_empty() {
             true => Ok(Self { layers }),
             false => Err(ErrorKind::AdapterMismatch { path: adapter.to_owned(), problems }.into()),
@@ -646,9 +647,14 @@ impl<'a> Meant<'a> {
         }
     }
 
-    /// The targets for which the file has nothing, and the names of what trains in full where it has nothing
-    /// for any that has the name: a checkpoint may hold layers beside those of the model.
-    fn absent(&self, paths: &BTreeSet<String>, layers: &BTreeMap<String, Layer>) -> Vec<String> {
+    /// The targets for which the file has nothing, and what trains in full where it has nothing for any that is
+    /// meant so: a checkpoint may hold layers beside those of the model.
+    fn absent(
+        &self,
+        paths: &BTreeSet<String>,
+        layers: &BTreeMap<String, Layer>,
+        has_bias: impl Fn(&str) -> bool,
+    ) -> Vec<String> {
         let targets = self.targets.iter().flatten().filter(|path| !layers.contains_key(**path));
         let targets = targets.map(|path| format!("{path} is a target"));
         let is_absent = |is_meant: &dyn Fn(&str) -> bool| {
@@ -660,8 +666,14 @@ impl<'a> Meant<'a> {
         let entries = self.config.trainable_tokens.iter().map(|(name, _)| name);
         let tokens = entries.filter(|name| is_absent(&|path| ends_as(path, name)));
         let tokens = tokens.map(|name| format!("{name} has trained tokens"));
+        let mut biased = paths.iter().filter(|path| {
+            has_bias(path) && !layers.contains_key(*path) && self.saved.trains(path).is_none()
+        });
+        let has_biases = layers.values().any(|layer| matches!(layer.part, inject::Part::Bias));
+        let biases = (self.config.bias == TrainedBias::All && !has_biases).then(|| biased.next());
+        let biases = biases.flatten().map(|path| format!("{path} has a trained bias"));
         let nothing = |what| format!("{what}, and the file has nothing for it");
-        targets.chain(wholes).chain(tokens).map(nothing).collect()
+        targets.chain(wholes).chain(tokens).chain(biases).map(nothing).collect()
     }
 }
 
@@ -795,6 +807,9 @@ impl Layer {
         let weight = Tensor::<2>::zeros(self.slot.matrix_dims(), (stored.device, bias.dtype()));
         let mut reader = Reader::new(tensors);
         reader.skip(path, Part::BaseWeight);
+        if matches!(self.part, inject::Part::Bias) {
+            reader.skip(path, Part::Weight);
+        }
         let part = match &self.part {
             inject::Part::LowRank(config) => {
                 inject::Part::LowRank(AdapterConfig { init: Init::default(), ..*config })

@@ -20,7 +20,7 @@ pub(super) enum Part {
     Magnitude,
     /// The trained bias of an adapted layer.
     BaseBias,
-    /// The frozen weight of an adapted embedding or head, which PEFT adds.
+    /// The frozen weight of an embedding or head that is adapted or has trained rows, which PEFT adds.
     BaseWeight,
     /// The trained rows of an embedding.
     Tokens,

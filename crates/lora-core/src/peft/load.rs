@@ -195,7 +195,7 @@ pub(super) struct Reader<'a> {
     missing: Vec<String>,
     unused: Vec<String>,
     unchanged: Vec<String>,
-    /// Tensors that embedding and head may share: the base's own, and trained rows.
+    /// The base's own, and trained rows: what embedding and head may share.
     shared: Vec<String>,
 }
 
@@ -227,12 +227,12 @@ impl<'a> Reader<'a> {
         let mut entries = Vec::new();
         let mut parts = plan.parts.into_iter().peekable();
         let mut failure = None;
-        let (mut embedding, mut has_head) = (None, false);
+        let (mut embedding, mut paths) = (None, BTreeSet::new());
         model.visit_lora("", &mut |path, layer| {
             let slot = Slot::of(layer);
             let weight = layer.weight();
             let bias = layer.bias();
-            has_head |= model.output_layer() == Some(path);
+            paths.insert(path.to_owned());
             if model.tied_embedding() == Some(path) {
                 embedding = Some((slot.clone(), weight.clone()));
             }
@@ -256,12 +256,15 @@ impl<'a> Reader<'a> {
         });
         // PEFT may write the weight of a tied embedding as the head's too, whatever trains of the embedding.
         if let (Some((slot, weight)), Some(head), false) =
-            (embedding, model.output_layer(), has_head)
+            (embedding, model.output_layer(), paths.contains(model.output_layer().unwrap_or("")))
+            && self.has_frozen(head, &slot, &weight)
         {
-            self.check_frozen(head, &slot, Part::Weight, &weight);
+            self.skip(head, Part::Weight);
         }
         let left = std::mem::take(&mut self.keys).into_iter();
-        let left = left.filter(|((_, part), name)| !self.is_second(*part, name));
+        let left = left.filter(|((path, part), name)| {
+            paths.contains(path) || !self.is_second(*part, name) //
+        });
         let left: Vec<String> = left.map(|(_, name)| name).collect();
         self.unused.extend(left);
         if strict {
@@ -502,12 +505,8 @@ impl<'a> Reader<'a> {
     fn check_frozen(&mut self, path: &str, slot: &Slot, part: Part, here: &Tensor<2>) {
         let Some(name) = self.keys.get(&(path.to_owned(), part)).cloned() else { return };
         let Some(read) = self.take(path, slot, part, 0) else { return };
-        let here = here.clone().without_autodiff();
-        let there = read.matrix(&here.device(), DType::F32);
-        let apart = (there.clone() - here.cast(DType::F32)).abs().max().into_scalar::<f32>();
-        // The file may hold a rounded copy.
-        let largest = there.abs().max().into_scalar::<f32>();
-        if apart <= largest * 0.01 {
+        let (apart, is_same) = compare(read, here);
+        if is_same {
             self.shared.push(name);
         } else {
             let what = match part {
@@ -519,6 +518,13 @@ impl<'a> Reader<'a> {
             };
             self.problems.push(format!("{name} {what}: they differ by {apart}"));
         }
+    }
+
+    /// Whether the file has the weight of a layer, and it is `here`.
+    fn has_frozen(&self, path: &str, slot: &Slot, here: &Tensor<2>) -> bool {
+        let name = self.keys.get(&(path.to_owned(), Part::Weight));
+        let read = name.map(|name| HostTensor::read(self.tensors, name, slot, Part::Weight, 0));
+        read.and_then(Result::ok).is_some_and(|read| compare(read, here).1)
     }
 
     fn check_frozen_bias(&mut self, path: &str, slot: &Slot, part: Part, here: Option<&Tensor<1>>) {
@@ -549,21 +555,8 @@ impl<'a> Reader<'a> {
             self.missing.push(keys::key(path, slot.kind, part));
             return None;
         };
-        let expected = slot.torch_shape(part, size);
-        let read = read_tensor(self.tensors, &name, &expected);
-        let (rows, columns) = match expected.split_first() {
-            Some((rows, others)) => (*rows, others.iter().product()),
-            None => (0, 0),
-        };
-        match read {
-            Ok(values) => {
-                Some(HostTensor { rows, columns, values, transposed: slot.is_transposed(part) })
-            }
-            Err(problem) => {
-                self.problems.push(problem);
-                None
-            }
-        }
+        let read = HostTensor::read(self.tensors, &name, slot, part, size);
+        read.map_err(|problem| self.problems.push(problem)).ok()
     }
 }
 
@@ -576,6 +569,23 @@ struct HostTensor {
 }
 
 impl HostTensor {
+    /// A part of a layer, or one line about what is wrong with it.
+    fn read(
+        tensors: &SafeTensors<'_>,
+        name: &str,
+        slot: &Slot,
+        part: Part,
+        size: usize,
+    ) -> Result<Self, String> {
+        let expected = slot.torch_shape(part, size);
+        let values = read_tensor(tensors, name, &expected)?;
+        let (rows, columns) = match expected.split_first() {
+            Some((rows, others)) => (*rows, others.iter().product()),
+            None => (0, 0),
+        };
+        Ok(Self { rows, columns, values, transposed: slot.is_transposed(part) })
+    }
+
     /// In our layout, once and for all: every forward pass reads it.
     fn matrix(self, device: &Device, dtype: DType) -> Tensor<2> {
         let (rows, columns) = (self.rows, self.columns);
@@ -594,6 +604,15 @@ impl HostTensor {
         let length = self.values.len();
         Tensor::from_data(TensorData::new(self.values, [length]), (device, dtype))
     }
+}
+
+/// By how much two differ, and whether that is less than the rounding of a copy.
+fn compare(there: HostTensor, here: &Tensor<2>) -> (f32, bool) {
+    let here = here.clone().without_autodiff();
+    let there = there.matrix(&here.device(), DType::F32);
+    let apart = (there.clone() - here.cast(DType::F32)).abs().max().into_scalar::<f32>();
+    let largest = there.abs().max().into_scalar::<f32>();
+    (apart, apart <= largest * 0.01)
 }
 
 /// Whether a layer with this weight and bias stays as it is, but for rounding.

@@ -177,9 +177,8 @@ fn describe(layers: &[Layer]) -> Result<LoraConfig> {
         false => TargetModules::Names(target_names(layers)),
     };
     let is_saved = |layer: &Layer| matches!(&layer.adaptation, Some(Adaptation::Replacement(part)) if part.weight.is_some());
-    config.modules_to_save = names(layers, is_saved, |layer, name| {
-        !is_saved(layer) && trains_whole(&layer.path, name) //
-    });
+    let is_beyond = |layer: &Layer, name: &str| !is_saved(layer) && trains_whole(&layer.path, name);
+    config.modules_to_save = names(layers, is_saved, is_beyond);
     for layer in layers {
         let Some(Adaptation::Replacement(part)) = &layer.adaptation else { continue };
         match (&part.weight, &part.tokens, &part.bias) {

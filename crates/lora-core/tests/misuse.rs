@@ -1,6 +1,8 @@
 //! Unusual orders and mixtures of what users may do.
 #![cfg(feature = "flex")]
 
+mod small;
+
 use std::fs;
 use std::path::Path;
 
@@ -10,21 +12,7 @@ use burn::nn::{EmbeddingConfig, LinearConfig};
 use burn::optim::{AdamConfig, GradientsParams};
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use lora_core::*;
-
-fn device() -> Device {
-    Device::flex().autodiff()
-}
-
-fn linear(d_input: usize, d_output: usize) -> AdaptableLinear {
-    LinearConfig::new(d_input, d_output).init(&device()).into()
-}
-
-fn targets(names: &[&str]) -> LoraConfig {
-    LoraConfig {
-        target_modules: TargetModules::names(names.iter().copied()),
-        ..LoraConfig::new(2, 4.0)
-    }
-}
+use small::{device, linear, sentence, targets};
 
 /// Random values for all factors, which train.
 fn randomise<M: VisitLora>(model: &mut M) {
@@ -34,10 +22,6 @@ fn randomise<M: VisitLora>(model: &mut M) {
             *factor = Param::from_tensor(factor.val().random_like(Distribution::Default));
         }
     });
-}
-
-fn sentence<T>(result: Result<T>) -> String {
-    result.map(|_| ()).unwrap_err().to_string()
 }
 
 #[derive(Module, Debug, VisitLora)]

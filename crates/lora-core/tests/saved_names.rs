@@ -1,31 +1,14 @@
 //! What the names in an adapter's file mean is what the model has.
 #![cfg(feature = "flex")]
 
+mod small;
+
 use std::fs;
 
 use burn::module::Module;
-use burn::nn::{EmbeddingConfig, LinearConfig};
-use burn::tensor::Device;
+use burn::nn::EmbeddingConfig;
 use lora_core::*;
-
-fn device() -> Device {
-    Device::flex().autodiff()
-}
-
-fn linear(d_input: usize, d_output: usize) -> AdaptableLinear {
-    LinearConfig::new(d_input, d_output).init(&device()).into()
-}
-
-fn targets(names: &[&str]) -> LoraConfig {
-    LoraConfig {
-        target_modules: TargetModules::names(names.iter().copied()),
-        ..LoraConfig::new(2, 4.0)
-    }
-}
-
-fn sentence<T>(result: Result<T>) -> String {
-    result.map(|_| ()).unwrap_err().to_string()
-}
+use small::{device, linear, sentence, targets};
 
 #[derive(Module, Debug, VisitLora)]
 struct Tower {

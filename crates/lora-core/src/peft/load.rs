@@ -255,17 +255,18 @@ impl<'a> Reader<'a> {
             }
         });
         // PEFT may write the weight of a tied embedding as the head's too, whatever trains of the embedding.
-        if let (Some((slot, weight)), Some(head), false) =
-            (embedding, model.output_layer(), paths.contains(model.output_layer().unwrap_or("")))
+        let head = model.output_layer().filter(|head| !paths.contains(*head));
+        if let (Some((slot, weight)), Some(head)) = (embedding, head)
             && self.has_frozen(head, &slot, &weight)
         {
             self.skip(head, Part::Weight);
         }
         let left = std::mem::take(&mut self.keys).into_iter();
-        let left = left.filter(|((path, part), name)| {
-            paths.contains(path) || !self.is_second(*part, name) //
-        });
-        let left: Vec<String> = left.map(|(_, name)| name).collect();
+        let of_no_layer = |path: &str| !paths.contains(path);
+        let left: Vec<String> = left
+            .filter(|((path, part), name)| !(of_no_layer(path) && self.is_second(*part, name)))
+            .map(|(_, name)| name)
+            .collect();
         self.unused.extend(left);
         if strict {
             let missing = self.missing.iter().map(|key| format!("{key} is missing"));

@@ -138,6 +138,11 @@ impl ConfigProblem {
         self
     }
 
+    /// Whether an entry is no expression that can be used, so that what it means is not known.
+    pub(crate) fn is_no_regex(&self) -> bool {
+        matches!(self, Self::NoRegex { .. })
+    }
+
     /// Whether it also stands against reading an adapter's file, whose tensors say what is adapted.
     pub(crate) fn bars_loading(&self) -> bool {
         match self {

@@ -295,8 +295,27 @@ fn what_the_config_does_not_mean_is_not_merged() {
     ];
     let all = config(json!({"bias": "all"}));
     let adapter = [a, b, weight, bias, q_bias];
-    let (_, file) = merged_as(&MergeOptions::default(), all, &adapter, &base, Dtype::F32).unwrap();
+    let options = MergeOptions::default();
+    let (_, file) = merged_as(&options, all.clone(), &adapter, &base, Dtype::F32).unwrap();
     assert_eq!(values(&file, "v.bias"), [9.0; 4]);
+    let two = Param::from_tensor(Tensor::full([4, 4], 2.0, &Device::flex()));
+    let model = || {
+        let mut model = Pair { v: linear(4, 4), q: linear(4, 4) };
+        if let AdaptableLinear::Dense(layer) = &mut model.v {
+            layer.weight = two.clone();
+        }
+        model
+    };
+    let temp = tempfile::tempdir().unwrap();
+    let read = |adapter: &[Named]| {
+        write(&temp.path().join("adapter_model.safetensors"), adapter, Dtype::F32);
+        fs::write(temp.path().join("adapter_config.json"), all.to_string()).unwrap();
+        load_adapter(model(), temp.path())
+    };
+    read(&adapter).unwrap();
+    let mut adapter = adapter;
+    adapter[2].2[0] = 3.0;
+    assert!(sentence(read(&adapter)).contains("is not this model's weight"));
     // What Python's expressions alone can say, the file's tensors do.
     let ahead = config(json!({"target_modules": "^(?!.*vision).*q$"}));
     merged(ahead, &factors(), &base, Dtype::F32).unwrap();
@@ -372,10 +391,19 @@ fn what_a_start_left_of_a_head_may_stand_beside_it() {
             let error = sentence(result);
             assert!(error.contains("head.base_layer.weight is not this model's weight"), "{error}");
         }
-        for result in files(values(residual), vec![9.0; 3]) {
+        for result in files(values(residual.clone()), vec![9.0; 3]) {
             let error = sentence(result);
             assert!(error.contains("is not this model's bias"), "{error}");
         }
+        // Without A there is no start to compare with: what is missing is told, and nothing else.
+        let tensors: [Named; 2] = [
+            ("base_model.model.head.lora_B.weight", &[3, 1], values(b.clone())),
+            ("base_model.model.head.base_layer.weight", &[3, 4], values(residual)),
+        ];
+        write(&adapter.join("adapter_model.safetensors"), &tensors, Dtype::F32);
+        let error = load_adapter(Head { head: head.clone() }, &adapter).unwrap_err();
+        let ErrorKind::AdapterMismatch { problems, .. } = error.kind() else { panic!("{error}") };
+        assert_eq!(problems, &["base_model.model.head.lora_A.weight is missing"]);
     }
 }
 

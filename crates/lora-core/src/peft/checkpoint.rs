@@ -15,16 +15,15 @@ use super::config::{read_config, read_fields};
 use super::fingerprint::{Sample, of_samples};
 use super::keys::{Part, Slot};
 use super::load::{Reader, parse_weights, read_weights};
+use super::meant::Meant;
 use super::save::write_folder_with;
-use crate::config::{AdapterConfig, LoraConfig, Patterns, TrainedBias};
+use crate::config::{AdapterConfig, LoraConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::{LayerKind, Weights};
 use crate::init::Init;
-use crate::inject::{self, second_entry};
+use crate::inject;
 use crate::layer::{Adaptation, Rounding, merge_matrix, merge_replacement};
 use crate::merge::{MergeReport, MergedLayer};
-use crate::problem::ConfigProblem;
-use crate::target::{Saved, Selection, TargetModules, ends_as, trains_whole};
 
 /// Merges the adapter in the folder `adapter` into the Hugging Face checkpoint in the folder `base`,
 /// and writes the result to the new folder `output`: the same files with the adapted tensors changed,
@@ -455,8 +454,9 @@ impl Plan {
         elsewhere.retain(|(path, parts)| !reader.are_second(path, parts));
         let missing = |(path, _): &(String, _)| format!("{path}.weight is not in the checkpoint");
         problems.extend(elsewhere.iter().map(missing));
+        let is_bias = |layer: &Layer| matches!(layer.part, inject::Part::Bias);
         let has_bias = |path: &str| find(&format!("{path}.bias")).is_some();
-        problems.extend(meant.absent(&matrices, &layers, has_bias));
+        problems.extend(meant.absent(&matrices, &layers, is_bias, has_bias));
         match problems.is_empty() {
             true => Ok(Self { layers }),
             false => Err(ErrorKind::AdapterMismatch { path: adapter.to_owned(), problems }.into()),
@@ -579,104 +579,6 @@ fn matrices(shards: &[Shard]) -> BTreeSet<String> {
     weights.filter_map(|name| Some(name.strip_suffix(".weight")?.to_owned())).collect()
 }
 
-/// What the config means to change in a checkpoint.
-struct Meant<'a> {
-    config: &'a LoraConfig,
-    patterns: Patterns<'a>,
-    saved: Saved<'a>,
-    /// The targets; `None` for all linear layers: which those are, a checkpoint does not say.
-    targets: Option<BTreeSet<&'a str>>,
-}
-
-impl<'a> Meant<'a> {
-    fn new(config: &'a LoraConfig, paths: &'a BTreeSet<String>) -> Result<Self> {
-        let mut unusable = Vec::new();
-        let patterns = Patterns::new(config, &mut unusable);
-        let saved = Saved::new(&config.modules_to_save, &mut unusable);
-        if !unusable.is_empty() {
-            return Err(Error::config(unusable));
-        }
-        let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
-        let Selection { selected, problems } = config.select(&paths, None);
-        // An expression of Python's own, with looks ahead for instance, leaves it to the file.
-        let is_known = !problems.iter().any(|p| matches!(p, ConfigProblem::NoRegex { .. }))
-            && config.target_modules != TargetModules::AllLinear;
-        let targets: Option<BTreeSet<&str>> = is_known.then(|| {
-            let selected = paths.iter().zip(selected).filter(|(_, selected)| *selected);
-            selected.map(|(path, _)| *path).collect()
-        });
-        let mut problems = saved.clashes(targets.iter().flatten().copied());
-        problems.extend(paths.iter().filter_map(|path| second_entry(config, path)));
-        match problems.is_empty() {
-            true => Ok(Self { config, patterns, saved, targets }),
-            false => Err(Error::config(problems)),
-        }
-    }
-
-    /// What the layer gets of the `parts` that the file has for it, and which of these that takes.
-    fn part(
-        &self,
-        path: &str,
-        parts: &BTreeSet<Part>,
-        slot: &Slot,
-    ) -> Option<(inject::Part, Vec<Part>)> {
-        let has_factors = parts.contains(&Part::A) || parts.contains(&Part::B);
-        let is_target = self.targets.as_ref().is_none_or(|targets| targets.contains(path));
-        let tokens = tokens_of(self.config, path);
-        let bias = slot.has_bias().then_some(Part::Bias);
-        if has_factors && is_target {
-            let low_rank = self.patterns.resolve(path);
-            let own = [
-                (true, Part::A),
-                (true, Part::B),
-                (true, Part::BaseWeight),
-                (low_rank.lora_bias, Part::LoraBias),
-                (low_rank.dora, Part::Magnitude),
-                (low_rank.train_bias && slot.has_bias(), Part::BaseBias),
-            ];
-            let own = own.into_iter().filter(|(is_read, _)| *is_read).map(|(_, part)| part);
-            Some((inject::Part::LowRank(low_rank), own.collect()))
-        } else if parts.contains(&Part::Tokens) && !tokens.is_empty() {
-            Some((inject::Part::Tokens(tokens), vec![Part::Tokens, Part::BaseWeight]))
-        } else if parts.contains(&Part::Weight) && self.saved.trains(path).is_some() {
-            Some((inject::Part::Whole, [Part::Weight].into_iter().chain(bias).collect()))
-        } else if parts.contains(&Part::Bias) && self.config.bias == TrainedBias::All {
-            Some((inject::Part::Bias, bias.into_iter().collect()))
-        } else {
-            None
-        }
-    }
-
-    /// The targets for which the file has nothing, and what trains in full where it has nothing for any that is
-    /// meant so: a checkpoint may hold layers beside those of the model.
-    fn absent(
-        &self,
-        paths: &BTreeSet<String>,
-        layers: &BTreeMap<String, Layer>,
-        has_bias: impl Fn(&str) -> bool,
-    ) -> Vec<String> {
-        let targets = self.targets.iter().flatten().filter(|path| !layers.contains_key(**path));
-        let targets = targets.map(|path| format!("{path} is a target"));
-        let is_absent = |is_meant: &dyn Fn(&str) -> bool| {
-            paths.iter().any(|path| is_meant(path)) && !layers.keys().any(|path| is_meant(path))
-        };
-        let names = self.config.modules_to_save.iter();
-        let wholes = names.filter(|name| is_absent(&|path| trains_whole(path, name)));
-        let wholes = wholes.map(|name| format!("{name} trained as a whole"));
-        let entries = self.config.trainable_tokens.iter().map(|(name, _)| name);
-        let tokens = entries.filter(|name| is_absent(&|path| ends_as(path, name)));
-        let tokens = tokens.map(|name| format!("{name} has trained tokens"));
-        let mut biased = paths.iter().filter(|path| {
-            has_bias(path) && !layers.contains_key(*path) && self.saved.trains(path).is_none()
-        });
-        let has_biases = layers.values().any(|layer| matches!(layer.part, inject::Part::Bias));
-        let biases = (self.config.bias == TrainedBias::All && !has_biases).then(|| biased.next());
-        let biases = biases.flatten().map(|path| format!("{path} has a trained bias"));
-        let nothing = |what| format!("{what}, and the file has nothing for it");
-        targets.chain(wholes).chain(tokens).chain(biases).map(nothing).collect()
-    }
-}
-
 /// What `read` makes of the tensor of this name, where one of the files has it.
 fn read_from<T>(
     shards: &[Shard],
@@ -715,12 +617,6 @@ fn frozen(
 fn is_named_so(path: &str) -> bool {
     let name = path.rsplit('.').next().unwrap_or(path);
     (name.contains("embed") && name != "embed_out") || ["wte", "shared"].contains(&name)
-}
-
-/// The token ids whose rows of the embedding at `path` were trained.
-fn tokens_of(config: &LoraConfig, path: &str) -> Vec<usize> {
-    let own = config.trainable_tokens.iter().find(|(name, _)| ends_as(path, name));
-    own.map(|(_, ids)| ids.clone()).unwrap_or_default()
 }
 
 /// A tensor of the checkpoint in its file's bytes.

@@ -32,6 +32,7 @@ mod config;
 mod fingerprint;
 mod keys;
 mod load;
+mod meant;
 mod save;
 
 pub use checkpoint::{MergeOptions, merge_checkpoint, merge_checkpoint_with};

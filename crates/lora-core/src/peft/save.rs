@@ -257,8 +257,7 @@ fn check_names(layers: &[Layer], config: &LoraConfig) -> Result<()> {
     let paths: Vec<&str> = layers.iter().map(|layer| layer.path.as_str()).collect();
     let selection = config.select(&paths, None);
     // One too large, or a path to save that is none.
-    let no_regex = |problem: &ConfigProblem| matches!(problem, ConfigProblem::NoRegex { .. });
-    if let Some(problem) = selection.problems.into_iter().find(no_regex) {
+    if let Some(problem) = selection.problems.into_iter().find(ConfigProblem::is_no_regex) {
         return Err(Error::config(vec![problem]));
     }
     let selected = selection.selected;
@@ -300,12 +299,12 @@ fn names(
         // A digit at the end is a place in a list, which names nothing elsewhere.
         let is_enough = *known.entry(name).or_insert_with(|| {
             let means_more = layers.iter().any(|other| is_beyond(other, name));
-            name.parse::<usize>().is_err() && !means_more
+            let is_enough = name.parse::<usize>().is_err() && !means_more;
+            names.extend(is_enough.then(|| name.to_owned()));
+            is_enough
         });
         if !is_enough {
             names.push(layer.path.clone());
-        } else if !names.iter().any(|other| other == name) {
-            names.push(name.to_owned());
         }
     }
     names

@@ -320,6 +320,14 @@ fn what_the_config_does_not_mean_is_not_merged() {
     let ahead = config(json!({"target_modules": "^(?!.*vision).*q$"}));
     merged(ahead, &factors(), &base, Dtype::F32).unwrap();
 
+    // Of a model without biases PEFT writes none; what lies beside the model in its files does not count.
+    let stray = [one("v_head.summary.weight", &[1, 4], 1.0), one("v_head.summary.bias", &[1], 1.0)];
+    let beside: Vec<Named> = [q()].into_iter().chain(stray).collect();
+    merged(all.clone(), &factors(), &beside, Dtype::F32).unwrap();
+    let beside = [q(), one("v.weight", &[4, 4], 2.0), one("v.bias", &[4], 3.0)];
+    let error = sentence(merged(all.clone(), &factors(), &beside, Dtype::F32));
+    assert!(error.contains("v has a trained bias, and the file has nothing"), "{error}");
+
     let base = [q(), one("q.bias", &[3], 1.0)];
     let error = sentence(merged(config(json!({})), &factors(), &base, Dtype::F32));
     assert!(error.contains("q.bias: expected shape [4], found [3]"), "{error}");

@@ -427,13 +427,11 @@ impl<'a> Reader<'a> {
             self.check_frozen(path, slot, Part::BaseWeight, weight);
         }
         let optional = [lora_bias, magnitude, base_bias];
-        let (Some(a), Some(b)) = (a, b) else {
-            self.skip(path, Part::BaseWeight); // of a start that cannot be computed
+        let is_whole = !optional.iter().any(|read| matches!(read, Some(None)));
+        let (Some(a), Some(b), true) = (a, b, is_whole) else {
+            self.skip(path, Part::BaseWeight); // of a start that is not computed
             return Ok(None);
         };
-        if optional.iter().any(|read| matches!(read, Some(None))) {
-            return Ok(None);
-        }
         // What stands in for the layer's own values is not rounded with A and B.
         let of_layer = adapter_dtype(weight.dtype(), None)?;
         let vector = |read: Option<Option<HostTensor>>, dtype| {

@@ -54,10 +54,10 @@ fn logits_in_f32_are_those_of_transformers() {
     }
 }
 
-/// In bf16 a value has 8 bits, and rounding alone moves these logits by 1 to 8 % in transformers itself.
-/// So what can be asked is that ours are about as near to the exact ones, and as near to transformers'.
+/// In bf16 rounding alone moves these logits by 1 to 8 % in transformers itself. So this holds only where every
+/// operation rounds where transformers' does.
 #[test]
-fn logits_in_bf16_are_as_good_as_those_of_transformers() {
+fn logits_in_bf16_are_those_of_transformers() {
     for folder in families() {
         let decoder = load(&folder, WeightDtype::BF16, &Device::flex());
         let found = logits(&decoder, &folder.join("golden.safetensors"));
@@ -69,8 +69,7 @@ fn logits_in_bf16_are_as_good_as_those_of_transformers() {
             "{:<22} bf16 {apart:.2e}; from the exact ones: ours {ours_off:.1e}, theirs {theirs_off:.1e}",
             name(&folder)
         );
-        assert!(ours_off <= 1.6 * theirs_off, "{}: {ours_off:e}", name(&folder));
-        assert!(apart <= 2.5 * theirs_off, "{}: {apart:e}", name(&folder));
+        assert!(apart <= 1e-2, "{}: {apart:e}", name(&folder));
     }
 }
 

@@ -458,6 +458,11 @@ impl LoraAdapter {
         Some(magnitude / norm.mask_fill(zero, 1.0))
     }
 
+    /// Whether the layer's own bias is added as it is, before or after the update.
+    pub(crate) fn leaves_bias(&self) -> bool {
+        self.magnitude.is_none() && self.base_bias.is_none() && self.lora_bias.is_none()
+    }
+
     /// The bias of the adapted layer, where it has one: the layer's own or its stand-in, with the
     /// adapter's.
     pub(crate) fn output_bias(&self, base: Option<Tensor<1>>, dtype: DType) -> Option<Tensor<1>> {

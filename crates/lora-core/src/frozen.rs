@@ -4,7 +4,7 @@ use burn::module::{Module, ModuleDisplay, Param};
 use burn::nn::Linear;
 use burn::tensor::Tensor;
 
-use crate::ops::{fold_rows, product};
+use crate::ops::{fold_rows, linear, product};
 
 /// Which kind a layer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -181,7 +181,10 @@ pub(crate) fn apply<const D: usize>(
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
-    fold_rows(input, |rows| add_bias(product(rows, weight), bias))
+    fold_rows(input, |rows| match bias {
+        Some(bias) => linear(rows, weight, bias),
+        None => product(rows, weight),
+    })
 }
 
 pub(crate) fn add_bias(output: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {

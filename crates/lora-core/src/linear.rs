@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::frozen::{FrozenLinear, add_bias, apply};
 use crate::init::fresh_seed;
 use crate::layer::{Adaptable, LoraLayer};
-use crate::ops::{fold_rows, lora_linear, lora_linear_over, product};
+use crate::ops::{check_shapes, fold_rows, linear, lora_linear_over, product};
 use crate::samples::for_each_row;
 
 /// A frozen linear layer with a trainable low-rank update.
@@ -105,25 +105,34 @@ impl LoraLayer<FrozenLinear> {
             });
         }
         fold_rows(input, |rows| {
-            let (output, scale) = if let Some(dropped) = self.adapter.dropped(&rows) {
+            if let Some(dropped) = self.adapter.dropped(&rows) {
                 let (a, b, scaling) = self.factors();
                 let update = dropped.matmul(a).mul_scalar(scaling).matmul(b);
-                (rows.matmul(weight) + update, self.column_scale())
-            } else {
-                let ((a, b), scaling) = (self.adapter.factors(), self.adapter.scaling());
-                match self.product_and_column_scale(&rows) {
-                    Some((product, scale)) => {
-                        (lora_linear_over(product, rows, weight, a, b, scaling), Some(scale))
-                    }
-                    None => (lora_linear(rows, weight, a, b, scaling), self.column_scale()),
-                }
-            };
-            let output = match scale {
-                Some(scale) => scaled(output, scale.unsqueeze()),
-                None => output,
-            };
-            add_bias(output, self.output_bias())
+                return self.finished(rows.matmul(weight) + update, self.column_scale());
+            }
+            let ((a, b), scaling) = (self.adapter.factors(), self.adapter.scaling());
+            check_shapes(&rows, &weight, &a, &b);
+            let adapted =
+                |product, rows, weight| lora_linear_over(product, rows, weight, a, b, scaling);
+            if let Some((product, scale)) = self.product_and_column_scale(&rows) {
+                return self.finished(adapted(product, rows, weight), Some(scale));
+            }
+            let [x, w] = [&rows, &weight].map(|tensor| tensor.clone().without_autodiff());
+            // A frozen bias joins x W, so that in half precision they are rounded as one.
+            match self.base.bias().filter(|_| self.adapter.leaves_bias()) {
+                Some(bias) => adapted(linear(x, w, bias.without_autodiff()), rows, weight),
+                None => self.finished(adapted(product(x, w), rows, weight), self.column_scale()),
+            }
         })
+    }
+
+    /// The output from what it is before DoRA's factors and the bias.
+    fn finished(&self, output: Tensor<2>, scale: Option<Tensor<1>>) -> Tensor<2> {
+        let output = match scale {
+            Some(scale) => scaled(output, scale.unsqueeze()),
+            None => output,
+        };
+        add_bias(output, self.output_bias())
     }
 }
 

@@ -216,6 +216,11 @@ fn a_name_of_what_trains_in_full_means_all_that_ends_with_its_letters() {
         error.contains("modules_to_save: expected names that mean no target, found 'classifier'"),
         "{error}"
     );
+    // One sentence for each name, however many targets it means.
+    let mut two = whole("classifier", "pre_classifier");
+    two.target_modules = TargetModules::names(["pre_classifier", "classifier"]);
+    let error = sentence(inject(base.clone(), &two));
+    assert_eq!(error.matches("names that mean no target").count(), 1, "{error}");
     let error = sentence(inject(base.clone(), &whole("", "pre_classifier")));
     assert!(error.contains("modules_to_save: '' matches no layer"), "{error}");
 

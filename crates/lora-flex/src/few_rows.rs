@@ -2,37 +2,36 @@
 
 use std::marker::PhantomData;
 
-use burn::backend::Flex;
-use burn::backend::ops::FloatTensorOps;
 use burn::tensor::DType;
 use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
 
+use crate::prefetch::prefetch;
 use crate::weight::{Weight, by_dtype, tensor_of, words_of};
 use crate::{FlexTensor, crew};
 
-/// x · W for an x with few rows.
+/// x · W + bias for an x with few rows.
 ///
 /// Every weight is used so few times that the product is bound by how fast W is read. So it is read once,
 /// in the order in which it is stored, by rows or by columns, each thread some stretches; half
-/// precision is widened in registers, where Burn's product makes an f32 copy of W at each call. Sums are
-/// in f32 and rounded once. That is for a W without gaps; other tensors, and many rows, take Burn's product.
+/// precision is widened in registers. Sums are in f32 and rounded once. `None` for many rows, a W with gaps,
+/// and tensors of unequal or other dtypes.
 ///
 /// # Shapes
-/// - x `[rows, d_input]`, weight `[d_input, d_output]`, output `[rows, d_output]`, contiguous
-///
-/// # Panics
-/// When the shapes do not fit each other, or the dtypes differ.
-pub fn product_of_few_rows(x: FlexTensor, weight: FlexTensor) -> FlexTensor {
-    let [rows, d_input] = dims(&x);
-    let product = match x.dtype() {
-        dtype if dtype != weight.dtype() || d_input != dims(&weight)[0] => None,
-        DType::F32 if rows <= MOST_ROWS => multiply::<f32>(&x, &weight),
-        DType::BF16 if rows <= MOST_ROWS_OF_HALVES => multiply::<bf16>(&x, &weight),
-        DType::F16 if rows <= MOST_ROWS_OF_HALVES => multiply::<f16>(&x, &weight),
+/// - x `[rows, d_input]`, weight `[d_input, d_output]`, bias `[d_output]`
+pub(crate) fn product_of_few_rows(
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    bias: Option<&[f32]>,
+) -> Option<FlexTensor> {
+    let [rows, d_input] = dims(x);
+    match x.dtype() {
+        dtype if dtype != weight.dtype() || d_input != dims(weight)[0] => None,
+        DType::F32 if rows <= MOST_ROWS => multiply::<f32>(x, weight, bias),
+        DType::BF16 if rows <= MOST_ROWS_OF_HALVES => multiply::<bf16>(x, weight, bias),
+        DType::F16 if rows <= MOST_ROWS_OF_HALVES => multiply::<f16>(x, weight, bias),
         _ => None,
-    };
-    product.unwrap_or_else(|| Flex::float_matmul(x, weight))
+    }
 }
 
 /// Beyond these, a product that keeps tiles of W in the cache for many rows is faster.
@@ -51,17 +50,31 @@ const STRETCH: usize = 1 << 14;
 /// And about at most, where each part is small.
 const LONGEST_STRETCH: usize = 1 << 17;
 
+/// How many words ahead of those that are multiplied memory is asked for: more than a core reads while it waits
+/// for one line.
+const AHEAD: usize = 512;
+
+/// Words of a block below which memory is asked for a whole block ahead: with what is at work, a first cache.
+const SHORT_BLOCK: usize = 1 << 13;
+
 /// Words for each sum of a part, at least.
 const SUMS: usize = 16;
 
-fn dims(tensor: &FlexTensor) -> [usize; 2] {
+pub(crate) fn dims(tensor: &FlexTensor) -> [usize; 2] {
     let shape = tensor.layout().shape();
     [shape[0], shape[1]]
 }
 
 /// `None` for tensors of another form, or without values.
-fn multiply<T: Weight>(x: &FlexTensor, weight: &FlexTensor) -> Option<FlexTensor> {
-    let sums = sums::<T>(&rows_of::<T>(x), weight)?;
+fn multiply<T: Weight>(
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    bias: Option<&[f32]>,
+) -> Option<FlexTensor> {
+    let mut sums = sums::<T>(&rows_of::<T>(x), weight)?;
+    if let Some(bias) = bias {
+        sums.iter_mut().zip(bias.iter().cycle()).for_each(|(sum, bias)| *sum += bias);
+    }
     let output: Vec<T> = sums.into_iter().map(T::round).collect();
     Some(tensor_of(output, [dims(x)[0], dims(weight)[1]]))
 }
@@ -243,14 +256,18 @@ impl<T: Weight> WithSimd for AddRows<'_, T> {
     #[inline(always)] // so that it is compiled for S
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { x, d_input, first, line, words, sums, .. } = self;
-        for (block, row) in words.chunks(BLOCK * line).zip((first..).step_by(BLOCK)) {
+        // To the same place in the next block, or further on in the same line.
+        let distance = if BLOCK * line <= SHORT_BLOCK { BLOCK * line } else { AHEAD };
+        for (number, block) in words.chunks(BLOCK * line).enumerate() {
+            let row = first + number * BLOCK;
+            let ahead = words.get(number * BLOCK * line + distance..).unwrap_or_default();
             let sums = sums.chunks_exact_mut(T::PER_WORD * line);
             for (x, sums) in x.chunks_exact(d_input).zip(sums) {
                 if block.len() == BLOCK * line {
-                    add_lines::<S, T, BLOCK>(simd, &x[row..], block, sums);
+                    add_lines::<S, T, BLOCK>(simd, &x[row..], block, ahead, sums);
                 } else {
                     for (x, words) in x[row..].iter().zip(block.chunks_exact(line)) {
-                        add_lines::<S, T, 1>(simd, std::slice::from_ref(x), words, sums);
+                        add_lines::<S, T, 1>(simd, std::slice::from_ref(x), words, &[], sums);
                     }
                 }
             }
@@ -265,6 +282,7 @@ fn add_lines<S: Simd, T: Weight, const K: usize>(
     simd: S,
     x: &[f32],
     words: &[u32],
+    ahead: &[u32],
     sums: &mut [f32],
 ) {
     let line = words.len() / K;
@@ -278,6 +296,7 @@ fn add_lines<S: Simd, T: Weight, const K: usize>(
     for v in 0..count {
         let mut sum = [first[v], if T::PER_WORD == 2 { second[v] } else { first[v] }];
         for k in 0..K {
+            prefetch(ahead, k * line + v * S::U32_LANES);
             let values = T::split(simd, lines[k][v]);
             for i in 0..T::PER_WORD {
                 sum[i] = simd.mul_add_e_f32s(factors[k], values[i], sum[i]);
@@ -322,9 +341,11 @@ impl<T: Weight> WithSimd for Dots<'_, T> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { x, line, words, output, .. } = self;
         let rows = x.len() / (T::PER_WORD * line);
-        for (column, output) in words.chunks_exact(line).zip(output.chunks_exact_mut(rows)) {
+        for (number, output) in output.chunks_exact_mut(rows).enumerate() {
+            let column = &words[number * line..][..line];
+            let ahead = words.get(number * line + AHEAD..).unwrap_or_default();
             for (x, output) in x.chunks_exact(T::PER_WORD * line).zip(output) {
-                *output = dot::<S, T>(simd, x, column);
+                *output = dot::<S, T>(simd, x, column, ahead);
             }
         }
     }
@@ -332,7 +353,7 @@ impl<T: Weight> WithSimd for Dots<'_, T> {
 
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // by index: over iterators, the sums are not kept in registers
-fn dot<S: Simd, T: Weight>(simd: S, x: &[f32], column: &[u32]) -> f32 {
+fn dot<S: Simd, T: Weight>(simd: S, x: &[f32], column: &[u32], ahead: &[u32]) -> f32 {
     let (words, words_rest) = S::as_simd_u32s(column);
     let (first, second) = x.split_at(column.len());
     let (first, first_rest) = S::as_simd_f32s(first);
@@ -348,6 +369,7 @@ fn dot<S: Simd, T: Weight>(simd: S, x: &[f32], column: &[u32]) -> f32 {
     let whole = words.len() / UNROLLED * UNROLLED;
     for v in (0..whole).step_by(UNROLLED) {
         for n in 0..UNROLLED {
+            prefetch(ahead, (v + n) * S::U32_LANES);
             add(&mut sums[n], words[v + n], at(v + n));
         }
     }
@@ -363,9 +385,12 @@ fn dot<S: Simd, T: Weight>(simd: S, x: &[f32], column: &[u32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use burn::backend::Flex;
+    use burn::backend::ops::FloatTensorOps;
     use burn::tensor::{FloatDType, Slice};
 
     use super::*;
+    use crate::linear;
     use crate::samples::{assert_close, in_dtype, tensor, transposed, values, without_first};
 
     /// Against Burn's product in f32 of the same, already rounded, values.
@@ -379,7 +404,7 @@ mod tests {
         let wide = |tensor: &FlexTensor| Flex::float_cast(tensor.clone(), FloatDType::F32);
         let exact = Flex::float_matmul(wide(&x), wide(&weight));
         let scale = values(&exact).iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
-        let found = product_of_few_rows(x, weight);
+        let found = linear(x, weight, None);
         assert_eq!(found.dtype(), dtype);
         let bound = match dtype {
             DType::F32 => 3e-6,
@@ -394,9 +419,9 @@ mod tests {
 
     fn multiply_of(x: &FlexTensor, weight: &FlexTensor) -> Option<FlexTensor> {
         match x.dtype() {
-            DType::F32 => multiply::<f32>(x, weight),
-            DType::F16 => multiply::<f16>(x, weight),
-            _ => multiply::<bf16>(x, weight),
+            DType::F32 => multiply::<f32>(x, weight, None),
+            DType::F16 => multiply::<f16>(x, weight, None),
+            _ => multiply::<bf16>(x, weight, None),
         }
     }
 
@@ -469,7 +494,7 @@ mod tests {
         let apart = |x: FlexTensor, weight: FlexTensor| {
             assert!(multiply_of(&x, &weight).is_none());
             let expected = Flex::float_matmul(x.clone(), weight.clone());
-            assert_close(&product_of_few_rows(x, weight), &expected);
+            assert_close(&linear(x, weight, None), &expected);
         };
         // Columns with gaps between them.
         let columns = [Slice::from(0..), Slice::from(1..)];
@@ -480,7 +505,7 @@ mod tests {
     fn many_rows_take_the_general_product() {
         let (x, weight) = (tensor([40, 64], 1), tensor([64, 32], 2));
         let expected = Flex::float_matmul(x.clone(), weight.clone());
-        assert_eq!(values(&product_of_few_rows(x, weight)), values(&expected));
+        assert_eq!(values(&linear(x, weight, None)), values(&expected));
     }
 
     #[test]
@@ -492,7 +517,7 @@ mod tests {
             assert!(multiply_of(&x, &weight).is_none());
             assert_eq!(multiply_of(&x, &columns).is_some(), shape[0] % 2 == 0);
             let expected = Flex::float_matmul(x.clone(), weight.clone());
-            assert_eq!(values(&product_of_few_rows(x, weight)), values(&expected));
+            assert_eq!(values(&linear(x, weight, None)), values(&expected));
         }
     }
 

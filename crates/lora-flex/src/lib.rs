@@ -8,20 +8,26 @@
 //! scaled_product       scaling · x · factor   [rows, inner] [inner, columns], one of both the rank
 //! add_product          y + left · right       [rows, columns] + [rows, rank] [rank, columns]
 //! transposed_product   left^T · right         [rows, m]^T [rows, n], one of them narrow
-//! product_of_few_rows  x · W                  [rows, d_input] [d_input, d_output]
+//! linear               x · W + b              [rows, d_input] [d_input, d_output]
 //! attend               softmax(q k^T) v       few queries over a cache of keys and values
 //! rms_norm             x / rms(x) · gamma     [..., width]
 //! rotate               rotary positions       [batch, length, heads * head_dim]
 //! gated                silu(gate) · up        [...]
 //! ```
+//!
+//! [`WeightMemory`] puts a model's weights on large pages of memory.
 
-#![deny(unsafe_code)] // but for the one call in `product.rs`
+#![deny(unsafe_code)] // but for one call each in `product.rs`, `prefetch.rs` and `memory.rs`
 
 mod attend;
 mod crew;
 mod exponential;
 mod few_rows;
+mod halves;
+mod linear;
+mod memory;
 mod pointwise;
+mod prefetch;
 mod product;
 #[cfg(test)]
 mod samples;
@@ -31,7 +37,8 @@ mod weight;
 use burn::backend::{Flex, tensor::FloatTensor};
 
 pub use attend::attend;
-pub use few_rows::product_of_few_rows;
+pub use linear::linear;
+pub use memory::WeightMemory;
 pub use pointwise::{gated, rms_norm, rotate};
 pub use product::{add_product, add_product_in_blocks, scaled_product};
 pub use transposed::{transposed_product, transposed_product_by_matmul};

@@ -2,10 +2,12 @@
 
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Flex, TensorMetadata};
-use burn::tensor::{DType, FloatDType, Slice};
+use burn::tensor::{DType, Slice};
 
 use crate::FlexTensor;
-use crate::few_rows::{add_product_of_few_rows, product_of_few_rows};
+use crate::few_rows::add_product_of_few_rows;
+use crate::halves::{add_product_to_halves, widened};
+use crate::linear;
 
 /// Multiplications from which a product is worth a second thread; what burn-flex takes for its own.
 pub(crate) const PARALLEL_FROM: usize = 192 * 192 * 192;
@@ -22,15 +24,11 @@ pub(crate) const PARALLEL_FROM: usize = 192 * 192 * 192;
 /// When the shapes do not fit each other, or the dtypes differ other than f32 beside half precision.
 pub fn scaled_product(x: FlexTensor, factor: FlexTensor, scaling: f64) -> FlexTensor {
     let (x, factor) = in_one_dtype(x, factor);
-    Flex::float_mul_scalar(product_of_few_rows(x, factor), scaling.into())
+    Flex::float_mul_scalar(linear(x, factor, None), scaling.into())
 }
 
 /// Both in f32 where one is and the other is in half precision.
 pub(crate) fn in_one_dtype(left: FlexTensor, right: FlexTensor) -> (FlexTensor, FlexTensor) {
-    let widened = |tensor: FlexTensor| match tensor.dtype() {
-        DType::F16 | DType::BF16 => Flex::float_cast(tensor, FloatDType::F32),
-        _ => tensor,
-    };
     match [left.dtype(), right.dtype()] {
         [left_dtype, DType::F32] if left_dtype != DType::F32 => (widened(left), right),
         [DType::F32, right_dtype] if right_dtype != DType::F32 => (left, widened(right)),
@@ -41,11 +39,11 @@ pub(crate) fn in_one_dtype(left: FlexTensor, right: FlexTensor) -> (FlexTensor, 
 /// y + left · right, written over y where there are more than a few rows.
 ///
 /// Burn's matmul gives every product memory of its own, and for a product as thin as this one, writing
-/// it and adding it afterwards takes several times as long as computing it. So f32 products are
-/// accumulated into y directly; other dtypes, and a y that is shared or not contiguous, take
-/// [`add_product_in_blocks`]. Few rows, as in decoding, take the kernel of
-/// [`product_of_few_rows`](crate::product_of_few_rows), in all three dtypes. Beside a y in half precision,
-/// left and right may be in f32; the sum is rounded once.
+/// it and adding it afterwards takes several times as long as computing it. So products are accumulated into
+/// y directly, or where y is in half precision into an f32 copy of some of its rows at a time; other dtypes, and a
+/// y that is shared or not contiguous, take [`add_product_in_blocks`]. Few rows, as in decoding, take the
+/// kernel of [`linear`], in all three dtypes. Beside a y in half precision, left and right may be in f32; the sum
+/// is rounded once.
 ///
 /// # Shapes
 /// - y `[rows, columns]`, left `[rows, rank]`, right `[rank, columns]`
@@ -56,7 +54,11 @@ pub fn add_product(mut y: FlexTensor, left: FlexTensor, right: FlexTensor) -> Fl
     if let Some(sum) = add_product_of_few_rows(&y, &left, &right) {
         return sum;
     }
-    if accumulate(&mut y, &left, &right) { y } else { add_product_in_blocks(y, left, right) }
+    if accumulate(&mut y, &left, &right) {
+        return y;
+    }
+    add_product_to_halves(&y, &left, &right)
+        .unwrap_or_else(|| add_product_in_blocks(y, left, right))
 }
 
 /// y + left · right by Burn's own operations, in blocks of rows: a product as large as y would double
@@ -96,10 +98,11 @@ fn accumulate(y: &mut FlexTensor, left: &FlexTensor, right: &FlexTensor) -> bool
     else {
         return false;
     };
-    let shape = [y.shape()[0], y.shape()[1]];
+    let [rows, columns] = [y.shape()[0], y.shape()[1]];
+    check_fit([rows, columns], left.shape, right.shape);
     match y.try_storage_mut::<f32>() {
         Some(values) => {
-            gemm_accumulate(values, shape, left, right);
+            gemm_accumulate(values, columns, left, right);
             true
         }
         None => false,
@@ -108,7 +111,7 @@ fn accumulate(y: &mut FlexTensor, left: &FlexTensor, right: &FlexTensor) -> bool
 
 /// A matrix inside a tensor's storage; every index below `shape` is inside `values`.
 #[derive(Clone, Copy)]
-struct Matrix<'a> {
+pub(crate) struct Matrix<'a> {
     values: &'a [f32],
     shape: [usize; 2],
     strides: [usize; 2],
@@ -116,7 +119,7 @@ struct Matrix<'a> {
 
 impl<'a> Matrix<'a> {
     /// `None` for what is not an f32 matrix with values and without negative strides.
-    fn view(tensor: &'a FlexTensor) -> Option<Self> {
+    pub(crate) fn view(tensor: &'a FlexTensor) -> Option<Self> {
         let layout = tensor.layout();
         if tensor.dtype() != DType::F32 || layout.num_dims() != 2 || layout.num_elements() == 0 {
             return None;
@@ -124,10 +127,20 @@ impl<'a> Matrix<'a> {
         let shape = [layout.shape()[0], layout.shape()[1]];
         let stride = |axis: usize| usize::try_from(layout.strides()[axis]).ok();
         let strides = [stride(0)?, stride(1)?];
-        let last = |axis: usize| (shape[axis] - 1).checked_mul(strides[axis]);
+        Self::new(tensor.storage::<f32>().get(layout.start_offset()..)?, shape, strides)
+    }
+
+    /// `None` for no values, and where an index would be outside of them.
+    pub(crate) fn new(values: &'a [f32], shape: [usize; 2], strides: [usize; 2]) -> Option<Self> {
+        let last = |axis: usize| shape[axis].checked_sub(1)?.checked_mul(strides[axis]);
         let last = last(0)?.checked_add(last(1)?)?;
-        let values = tensor.storage::<f32>().get(layout.start_offset()..)?;
         (last < values.len()).then_some(Self { values, shape, strides })
+    }
+
+    /// Some of the rows, from `first` on.
+    pub(crate) fn rows(self, first: usize, count: usize) -> Option<Self> {
+        let values = self.values.get(first.checked_mul(self.strides[0])?..)?;
+        Self::new(values, [count, self.shape[1]], self.strides)
     }
 
     fn strides(&self) -> [isize; 2] {
@@ -135,26 +148,27 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// y += left · right, y row by row without gaps.
+pub(crate) fn check_fit(y: [usize; 2], left: [usize; 2], right: [usize; 2]) {
+    let fits = left == [y[0], left[1]] && right == [left[1], y[1]];
+    assert!(fits, "add_product: y {y:?}, left {left:?} and right {right:?} do not fit");
+}
+
+/// y += left · right, where a row of y begins `stride` values after the one before.
 #[allow(unsafe_code)]
-fn gemm_accumulate(y: &mut [f32], shape: [usize; 2], left: Matrix, right: Matrix) {
-    let ([rows, columns], rank) = (shape, left.shape[1]);
-    assert!(
-        left.shape == [rows, rank] && right.shape == [rank, columns],
-        "add_product: y {shape:?}, left {:?} and right {:?} do not fit",
-        left.shape,
-        right.shape
-    );
-    assert!(rows.checked_mul(columns).is_some_and(|count| count <= y.len()));
+pub(crate) fn gemm_accumulate(y: &mut [f32], stride: usize, left: Matrix, right: Matrix) {
+    let ([rows, rank], [inner, columns]) = (left.shape, right.shape);
+    assert!(rank == inner && columns <= stride, "{rank} by {inner}, {columns} in {stride}");
+    let last_row = (rows - 1).checked_mul(stride); // a Matrix has values
+    assert!(last_row.is_some_and(|last| y.len() >= columns && last <= y.len() - columns));
     let parallelism = match rows.saturating_mul(columns).saturating_mul(rank) {
         0..PARALLEL_FROM => gemm::Parallelism::None,
         _ => gemm::Parallelism::Rayon(0),
     };
     let ([left_rows, left_columns], [right_rows, right_columns]) =
         (left.strides(), right.strides());
-    // SAFETY: gemm reads and writes y at row * columns + column, which the assertion above bounds by
-    // y's length, and reads left and right below their shapes, which `Matrix::view` checked to be
-    // inside their slices. y is borrowed mutably, so it overlaps neither. All values are f32 and
+    // SAFETY: gemm reads and writes y at row * stride + column, of which the assertions above bound the last by
+    // y's length and keep rows apart, and reads left and right below their shapes, which `Matrix::new` checked to
+    // be inside their slices. y is borrowed mutably, so it overlaps neither. All values are f32 and
     // initialised, being slices.
     unsafe {
         gemm::gemm(
@@ -163,7 +177,7 @@ fn gemm_accumulate(y: &mut [f32], shape: [usize; 2], left: Matrix, right: Matrix
             rank,
             y.as_mut_ptr(),
             1,
-            columns as isize,
+            stride as isize,
             true, // y is read, times the 1.0 that comes first below
             left.values.as_ptr(),
             left_columns,
@@ -183,6 +197,8 @@ fn gemm_accumulate(y: &mut [f32], shape: [usize; 2], left: Matrix, right: Matrix
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::FloatDType;
+
     use super::*;
     use crate::samples::*;
 

@@ -3,6 +3,7 @@
 use burn::backend::Flex;
 use burn::backend::ops::FloatTensorOps;
 use burn::tensor::{Element, Shape, TensorData};
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use pulp::Simd;
 
@@ -20,6 +21,8 @@ pub(crate) trait Weight: Element + Copy + Send + Sync + bytemuck::Pod {
     fn widen(self) -> f32;
     fn round(value: f32) -> Self;
     fn split<S: Simd>(simd: S, words: S::u32s) -> [S::f32s; 2];
+    fn widen_all(values: &[Self], wide: &mut [f32]);
+    fn round_all(wide: &[f32], values: &mut [Self]);
 }
 
 impl Weight for f32 {
@@ -36,6 +39,14 @@ impl Weight for f32 {
     #[inline(always)]
     fn split<S: Simd>(simd: S, words: S::u32s) -> [S::f32s; 2] {
         [simd.transmute_f32s_u32s(words), simd.splat_f32s(0.0)]
+    }
+
+    fn widen_all(values: &[Self], wide: &mut [f32]) {
+        wide.copy_from_slice(values);
+    }
+
+    fn round_all(wide: &[f32], values: &mut [Self]) {
+        values.copy_from_slice(wide);
     }
 }
 
@@ -57,6 +68,14 @@ impl Weight for bf16 {
         let second = simd.and_u32s(words, simd.splat_u32s(0xffff_0000));
         [simd.transmute_f32s_u32s(first), simd.transmute_f32s_u32s(second)]
     }
+
+    fn widen_all(values: &[Self], wide: &mut [f32]) {
+        values.convert_to_f32_slice(wide);
+    }
+
+    fn round_all(wide: &[f32], values: &mut [Self]) {
+        values.convert_from_f32_slice(wide);
+    }
 }
 
 impl Weight for f16 {
@@ -74,6 +93,14 @@ impl Weight for f16 {
     fn split<S: Simd>(simd: S, words: S::u32s) -> [S::f32s; 2] {
         let second = simd.wrapping_dyn_shr_u32s(words, simd.splat_u32s(16));
         [widened_halves(simd, words), widened_halves(simd, second)]
+    }
+
+    fn widen_all(values: &[Self], wide: &mut [f32]) {
+        values.convert_to_f32_slice(wide);
+    }
+
+    fn round_all(wide: &[f32], values: &mut [Self]) {
+        values.convert_from_f32_slice(wide);
     }
 }
 

@@ -73,7 +73,7 @@ impl Attention {
         };
         let mixed = at_once.unwrap_or_else(|| {
             let scores = q.matmul(k.swap_dims(2, 3)).reshape([batch, heads, length, total]);
-            let scores = scores.mul_scalar(scale);
+            let scores = scaled_in_f32(scores, scale);
             let scores = match places.hidden {
                 Some(hidden) => scores.mask_fill(hidden.clone(), f32::NEG_INFINITY),
                 None => scores,
@@ -99,6 +99,16 @@ impl Attention {
     fn split_heads(&self, x: Tensor<3>) -> Tensor<4> {
         let [batch, length, width] = x.dims();
         x.reshape([batch, length, width / self.head_dim, self.head_dim])
+    }
+}
+
+/// scale · scores, rounded once where the scores are in half precision: Burn rounds the factor to their type
+/// too, which is 0.2 % of a 1 / sqrt(head_dim) that is no power of two.
+fn scaled_in_f32(scores: Tensor<4>, scale: f64) -> Tensor<4> {
+    let dtype = scores.dtype();
+    match dtype {
+        DType::F32 | DType::F64 => scores.mul_scalar(scale),
+        _ => scores.cast(DType::F32).mul_scalar(scale).cast(dtype),
     }
 }
 

@@ -48,7 +48,11 @@ impl Experts {
             true => weights.clone() / weights.sum_dim(1),
             false => weights,
         };
-        let weights = weights.cast(dtype).reshape([tokens * self.per_token, 1]);
+        let weights = match self.names.rounds_probabilities {
+            true => weights.cast(dtype).cast(DType::F32),
+            false => weights,
+        };
+        let weights = weights.reshape([tokens * self.per_token, 1]);
 
         let mut output = Tensor::zeros([tokens, width], (&device, dtype));
         for (number, expert) in self.experts.iter().enumerate() {
@@ -67,8 +71,8 @@ impl Experts {
             let (slots, rows) = (index(slots), index(rows));
             let own = x.clone().select(0, rows.clone()).reshape([1, count, width]);
             let answer = expert.forward(own).reshape([count, width]);
-            let answer = answer * weights.clone().select(0, slots);
-            output = output.select_assign(0, rows, answer, IndexingUpdateOp::Add);
+            let answer = answer.cast(DType::F32) * weights.clone().select(0, slots);
+            output = output.select_assign(0, rows, answer.cast(dtype), IndexingUpdateOp::Add);
         }
         output.reshape([batch, length, width])
     }

@@ -50,7 +50,7 @@ pub(crate) enum WindowRule {
     UpperLayersIfUsed,
 }
 
-/// The names of a mixture of experts in a checkpoint.
+/// The names of a mixture of experts in a checkpoint, and where its reference rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ExpertNames {
     /// The part of a block: `model.layers.0.<part>.gate`.
@@ -64,6 +64,9 @@ pub(crate) struct ExpertNames {
     /// Whether the chosen experts' probabilities are always made to sum to one; otherwise
     /// `norm_topk_prob` says so.
     pub(crate) always_normalised: bool,
+    /// Whether the chosen experts' probabilities are rounded to the type of the weights before the experts'
+    /// answers are multiplied by them; otherwise the product is formed in f32.
+    pub(crate) rounds_probabilities: bool,
 }
 
 /// What transformers takes where `config.json` leaves a field out.
@@ -110,6 +113,7 @@ pub(crate) const QWEN3_EXPERTS: ExpertNames = ExpertNames {
     count: "num_experts",
     intermediate_size: "moe_intermediate_size",
     always_normalised: false,
+    rounds_probabilities: true,
 };
 
 /// The families that this crate knows.
@@ -181,6 +185,7 @@ pub static FAMILIES: [Family; 6] = [
             count: "num_local_experts",
             intermediate_size: "intermediate_size",
             always_normalised: true,
+            rounds_probabilities: false,
         }),
         defaults: Defaults {
             num_key_value_heads: Some(8),

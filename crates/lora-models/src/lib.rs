@@ -27,6 +27,7 @@ mod hub;
 mod kernels;
 mod layout;
 mod load;
+mod memory;
 mod message;
 mod mlp;
 mod norm;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use burn::module::Param;
 use burn::nn::{Embedding, Linear, RmsNorm};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use lora_core::{AdaptableLayer, AdaptableLinear, VisitLora, Weights};
 
 use crate::attention::Attention;
@@ -13,6 +13,7 @@ use crate::config::{AttentionBias, DENSE, DecoderConfig, EMBEDDING, HEAD, NORM};
 use crate::decoder::{Decoder, DecoderStack};
 use crate::error::{Error, Result};
 use crate::experts::Experts;
+use crate::memory::Memory;
 use crate::mlp::Mlp;
 use crate::weights::{HostTensor, HostValues, WeightDtype, WeightSource};
 
@@ -43,18 +44,20 @@ impl Decoder {
     ) -> Result<Self> {
         check_tensors(config, source)?;
         let config = &with_the_head_of(config, source, dtype)?;
-        let builder = Builder { config, source, dtype, device };
-        let layers = (0..config.num_hidden_layers)
-            .map(|layer| builder.block(layer))
-            .collect::<Result<_>>()?;
+        let memory = Memory::of(size_of_model(config, dtype), device);
+        let builder = Builder { config, source, dtype, device, memory };
+        // The largest first: each is there twice while it is put where it belongs.
+        let embed_tokens = Embedding { weight: Param::from_tensor(builder.tensor(EMBEDDING)?) };
         let lm_head = match config.tie_word_embeddings {
             true => None,
             false => Some(builder.linear("lm_head", false)?),
         };
+        let layers = (0..config.num_hidden_layers)
+            .map(|layer| builder.block(layer))
+            .collect::<Result<_>>()?;
         Ok(Self {
             model: DecoderStack {
-                embed_tokens: Embedding { weight: Param::from_tensor(builder.tensor(EMBEDDING)?) }
-                    .into(),
+                embed_tokens: embed_tokens.into(),
                 layers,
                 norm: builder.norm(NORM)?,
             },
@@ -208,11 +211,18 @@ fn with_the_head_of(
     Ok(config)
 }
 
+/// The bytes of all tensors.
+fn size_of_model(config: &DecoderConfig, dtype: WeightDtype) -> usize {
+    let values = |(_, shape): (_, Vec<usize>)| shape.iter().product::<usize>();
+    config.tensor_shapes().into_iter().map(values).sum::<usize>() * dtype.size()
+}
+
 struct Builder<'a> {
     config: &'a DecoderConfig,
     source: &'a dyn WeightSource,
     dtype: WeightDtype,
     device: &'a Device,
+    memory: Memory,
 }
 
 impl Builder<'_> {
@@ -265,7 +275,7 @@ impl Builder<'_> {
     }
 
     fn linear(&self, path: &str, bias: bool) -> Result<AdaptableLinear> {
-        let weight = self.read(&format!("{path}.weight"))?.transposed();
+        let weight = self.memory.transposed(self.read(&format!("{path}.weight"))?);
         let weight = Param::from_tensor(self.upload(weight));
         let bias = match bias {
             true => Some(Param::from_tensor(self.tensor(&format!("{path}.bias"))?)),
@@ -282,7 +292,7 @@ impl Builder<'_> {
     }
 
     fn tensor<const D: usize>(&self, name: &str) -> Result<Tensor<D>> {
-        Ok(self.upload(self.read(name)?))
+        Ok(self.upload(self.memory.data(self.read(name)?)))
     }
 
     fn read(&self, name: &str) -> Result<HostTensor> {
@@ -296,7 +306,7 @@ impl Builder<'_> {
         Ok(tensor)
     }
 
-    fn upload<const D: usize>(&self, tensor: HostTensor) -> Tensor<D> {
-        Tensor::from_data(tensor.into_data(), (self.device, self.dtype.dtype()))
+    fn upload<const D: usize>(&self, data: TensorData) -> Tensor<D> {
+        Tensor::from_data(data, (self.device, self.dtype.dtype()))
     }
 }

@@ -91,6 +91,7 @@ macro_rules! each_type {
         }
     };
 }
+pub(crate) use each_type;
 
 impl From<Vec<f32>> for HostValues {
     fn from(values: Vec<f32>) -> Self {
@@ -172,7 +173,7 @@ impl HostValues {
 const CHUNK: usize = 1 << 16;
 
 /// What the three types share.
-trait Float: Copy + Send + Sync + Default {
+pub(crate) trait Float: Copy + Send + Sync + Default {
     fn widened(self) -> f32;
     fn is_a_number(self) -> bool;
 }
@@ -224,21 +225,14 @@ impl HostTensor {
     pub(crate) fn into_data(self) -> TensorData {
         each_type!(self.values, values => TensorData::new(values, self.shape))
     }
-
-    /// `[rows, columns]` to `[columns, rows]`.
-    pub(crate) fn transposed(self) -> Self {
-        let (rows, columns) = (self.shape[0], self.shape[1]);
-        let values = each_type!(self.values, values => transposed(&values, rows, columns).into());
-        Self { shape: vec![columns, rows], values }
-    }
 }
 
-/// In tiles, so that reads and writes both stay in the cache, and bands of tiles side by side.
-fn transposed<T: Float>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
+/// Writes the transpose of `values` `[rows, columns]` to `data`, in tiles, so that reads and writes both stay in
+/// the cache, and bands of tiles side by side.
+pub(crate) fn transpose<T: Float>(values: &[T], [rows, columns]: [usize; 2], data: &mut [T]) {
     const TILE: usize = 32;
-    let mut data = vec![T::default(); values.len()];
     if values.is_empty() {
-        return data;
+        return;
     }
     data.par_chunks_mut(TILE * rows).enumerate().for_each(|(band, data)| {
         let first = band * TILE;
@@ -252,7 +246,6 @@ fn transposed<T: Float>(values: &[T], rows: usize, columns: usize) -> Vec<T> {
             }
         }
     });
-    data
 }
 
 /// A checkpoint that can be read tensor by tensor, under the names of the Hugging Face checkpoint
@@ -290,9 +283,8 @@ mod tests {
     fn a_transpose_of_uneven_tiles() {
         for (rows, columns) in [(37, 70), (1, 5), (5, 1), (64, 32), (33, 31)] {
             let values: Vec<f32> = (0..rows * columns).map(|value| value as f32).collect();
-            let tensor = HostTensor::new(vec![rows, columns], values.clone()).transposed();
-            assert_eq!(tensor.shape, [columns, rows]);
-            let HostValues::F32(found) = tensor.values else { panic!("another type") };
+            let mut found = vec![0.0; rows * columns];
+            transpose(&values, [rows, columns], &mut found);
             for row in 0..rows {
                 for column in 0..columns {
                     assert_eq!(found[column * rows + row], values[row * columns + column]);

@@ -24,9 +24,7 @@ use burn::backend::autodiff::{
     ops::{Backward, Ops, OpsKind},
 };
 use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension, tensor::FloatTensor};
-#[cfg(feature = "flex")]
-use burn::tensor::DType;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 /// The operations that a backend may do better than their definitions.
 #[backend_extension(
@@ -62,7 +60,7 @@ pub trait LoraOps: Backend {
         scaling: f64,
     ) -> FloatTensor<Self> {
         let factor = in_dtype_of::<Self>(factor, &x);
-        Self::float_mul_scalar(Self::product_of_few_rows(x, factor), scaling.into())
+        Self::float_mul_scalar(Self::product(x, factor), scaling.into())
     }
 
     /// y + left · right in the dtype of y, for a product of small inner size: y `[rows, columns]`, left
@@ -77,10 +75,22 @@ pub trait LoraOps: Backend {
         Self::float_add(y, Self::float_matmul(left, right))
     }
 
-    /// x W, where x may have few rows: x `[rows, d_input]`, weight `[d_input, d_output]`.
+    /// x W: x `[rows, d_input]`, weight `[d_input, d_output]`.
     #[fusion(default)]
-    fn product_of_few_rows(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+    fn product(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_matmul(x, weight)
+    }
+
+    /// x W + b, which a backend may round once in half precision: bias `[d_output]`.
+    #[fusion(default)]
+    fn linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let columns = bias.shape()[0];
+        let bias = Self::float_reshape(bias, [1, columns].into());
+        Self::float_add(Self::product(x, weight), bias)
     }
 
     /// left^T · right, of which one has few columns: left `[rows, m]`, right `[rows, n]`; one may be what
@@ -123,8 +133,16 @@ impl LoraOps for burn::backend::Flex {
         lora_flex::add_product(y, left, right)
     }
 
-    fn product_of_few_rows(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        lora_flex::product_of_few_rows(x, weight)
+    fn product(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        lora_flex::linear(x, weight, None)
+    }
+
+    fn linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        lora_flex::linear(x, weight, Some(bias))
     }
 
     fn transposed_product(left: FloatTensor<Self>, right: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -182,7 +200,7 @@ impl<B: Backend + LoraOps> Backward<B, 3> for LoraLinearBackward {
             grads.register::<B>(node.id, in_dtype_of::<B>(da, &saved.lora_a));
         }
         if let Some(node) = node_x {
-            let dx = B::float_matmul(g, B::float_transpose(saved.weight));
+            let dx = B::product(g, B::float_transpose(saved.weight));
             let dx = B::add_product(dx, up, B::float_transpose(saved.lora_a));
             grads.register::<B>(node.id, dx);
         }
@@ -248,6 +266,19 @@ pub fn lora_linear(
     lora_b: Tensor<2>,
     scaling: f64,
 ) -> Tensor<2> {
+    check_shapes(&x, &weight, &lora_a, &lora_b);
+    let product = product(x.clone().without_autodiff(), weight.clone().without_autodiff());
+    lora_linear_over(product, x, weight, lora_a, lora_b, scaling)
+}
+
+/// # Panics
+/// When the shapes do not fit each other.
+pub(crate) fn check_shapes(
+    x: &Tensor<2>,
+    weight: &Tensor<2>,
+    lora_a: &Tensor<2>,
+    lora_b: &Tensor<2>,
+) {
     let ([_, d_input], [w_input, d_output]) = (x.dims(), weight.dims());
     let ([a_input, rank], [b_rank, b_output]) = (lora_a.dims(), lora_b.dims());
     assert!(
@@ -259,8 +290,6 @@ pub fn lora_linear(
         lora_a.dims(),
         lora_b.dims(),
     );
-    let product = product(x.clone().without_autodiff(), weight.clone().without_autodiff());
-    lora_linear_over(product, x, weight, lora_a, lora_b, scaling)
 }
 
 /// The same with x W as `product`, where the caller has it: without autodiff, so that it is a constant
@@ -283,20 +312,36 @@ pub(crate) fn lora_linear_over(
     ))
 }
 
-/// x W, in the way that suits the number of rows; with gradients, Burn's.
+/// x W, in the way that suits the number of rows and the dtype; with gradients, Burn's.
 ///
 /// # Shapes
 /// - `x` `[rows, d_input]`, `weight` `[d_input, d_output]`, output `[rows, d_output]`
 pub(crate) fn product(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    /// More rows are a matter for the general product on every backend.
-    const FEW: usize = 16;
-    if x.dims()[0] > FEW || x.device().is_autodiff() || weight.device().is_autodiff() {
+    if is_general(&x, &weight) {
         return x.matmul(weight);
     }
-    Tensor::from_dispatch(<Dispatch as LoraOps>::product_of_few_rows(
-        x.into_dispatch(),
-        weight.into_dispatch(),
-    ))
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as LoraOps>::product(x, weight))
+}
+
+/// x W + b, likewise; where a backend can, rounded once.
+///
+/// # Shapes
+/// - `x` `[rows, d_input]`, `weight` `[d_input, d_output]`, `bias` `[d_output]`, output `[rows, d_output]`
+pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+    if is_general(&x, &weight) || bias.device().is_autodiff() || bias.dtype() != x.dtype() {
+        return x.matmul(weight) + bias.unsqueeze();
+    }
+    let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as LoraOps>::linear(x, weight, bias))
+}
+
+/// Whether a product is a matter for Burn's on every backend: with gradients, and of many rows in full
+/// precision.
+fn is_general(x: &Tensor<2>, weight: &Tensor<2>) -> bool {
+    const FEW: usize = 16;
+    let is_half = matches!(x.dtype(), DType::F16 | DType::BF16);
+    (x.dims()[0] > FEW && !is_half) || x.device().is_autodiff() || weight.device().is_autodiff()
 }
 
 /// left^T · right, of which one has few columns, without gradients.

@@ -5,7 +5,7 @@ mod lora_linear;
 use burn::tensor::Tensor;
 
 pub use lora_linear::lora_linear;
-pub(crate) use lora_linear::{lora_linear_over, product, transposed_product};
+pub(crate) use lora_linear::{check_shapes, linear, lora_linear_over, product, transposed_product};
 
 /// Applies `f` to `input` with all axes but the last folded into rows.
 ///

@@ -54,8 +54,8 @@ fn logits_in_f32_are_those_of_transformers() {
     }
 }
 
-/// In bf16 rounding alone moves these logits by 1 to 8 % in transformers itself. So this holds only where every
-/// operation rounds where transformers' does.
+/// In bf16 rounding alone moves these logits by 1 to 8 % in transformers itself: all of them are as near as this
+/// only where operations round where transformers' do.
 #[test]
 fn logits_in_bf16_are_those_of_transformers() {
     for folder in families() {

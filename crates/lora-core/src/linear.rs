@@ -93,6 +93,12 @@ impl LoraLayer<FrozenLinear> {
             return fold_rows(input, |rows| {
                 let each = |values| for_each_row(values, rows.dims()[0]);
                 let down = rows.clone().matmul(a).mul_scalar(scaling) * each(&samples.ranks);
+                let joined = self.base.bias().filter(|_| {
+                    self.adapter.leaves_bias() && samples.scale.is_none() && samples.bias.is_none()
+                });
+                if let Some(bias) = joined {
+                    return linear(rows, weight, bias) + down.matmul(b);
+                }
                 let output = product(rows.clone(), weight) + down.matmul(b);
                 let output = match &samples.scale {
                     Some(scale) => scaled(output, each(scale)),
@@ -119,7 +125,8 @@ impl LoraLayer<FrozenLinear> {
             }
             let [x, w] = [&rows, &weight].map(|tensor| tensor.clone().without_autodiff());
             // A frozen bias joins x W, so that in half precision they are rounded as one.
-            match self.base.bias().filter(|_| self.adapter.leaves_bias()) {
+            let joins = |bias: &Tensor<1>| self.adapter.leaves_bias() && !bias.is_require_grad();
+            match self.base.bias().filter(joins) {
                 Some(bias) => adapted(linear(x, w, bias.without_autodiff()), rows, weight),
                 None => self.finished(adapted(product(x, w), rows, weight), self.column_scale()),
             }

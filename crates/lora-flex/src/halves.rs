@@ -15,6 +15,9 @@ const CHUNK: usize = 1 << 14;
 /// Values that are widened at a time: 1 MiB in f32, that they are multiplied while in the cache.
 const BLOCK: usize = 1 << 18;
 
+/// Lines that are multiplied at a time, at least, however long they are: each time, all of x or of y is gone over.
+const FEWEST: usize = 256;
+
 /// A tensor in f32, contiguous; itself where it is in f32 already.
 pub(crate) fn widened(tensor: FlexTensor) -> FlexTensor {
     if !matches!(tensor.dtype(), DType::F16 | DType::BF16) {
@@ -75,7 +78,7 @@ fn multiply<T: Weight>(
     let by_rows = !turned.is_contiguous();
     let stored = if by_rows { weight.to_contiguous() } else { turned };
     let values = values_of::<T>(&stored)?;
-    if rows * d_input * d_output == 0 || d_input != w_input {
+    if [rows, d_input, d_output].contains(&0) || d_input != w_input {
         return None;
     }
     let x = values_in_f32::<T>(x)?;
@@ -85,7 +88,7 @@ fn multiply<T: Weight>(
     };
     // A line is what lies together in memory: a row of W, or a column.
     let line = if by_rows { d_output } else { d_input };
-    let lines = (BLOCK / line).max(1);
+    let lines = (BLOCK / line).max(FEWEST);
     let mut wide = vec![0.0; values.len().min(lines * line)];
     for (block, first) in values.chunks(lines * line).zip((0..).step_by(lines)) {
         let count = block.len() / line;

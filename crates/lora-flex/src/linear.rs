@@ -10,7 +10,7 @@ use crate::halves::{product_of_halves, widened};
 /// x · W + bias, in half precision rounded once.
 ///
 /// For few rows, as in decoding, W is read once and as it is stored. In half precision many rows are multiplied
-/// in f32, W block by block, where Burn's product makes an f32 copy of all of W at each call, on one thread.
+/// in f32, W block by block, where Burn's product of bf16 makes an f32 copy of all of W at each call, on one thread.
 /// Other tensors, f32 with many rows among them, take Burn's operations.
 ///
 /// # Shapes

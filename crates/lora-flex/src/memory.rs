@@ -98,7 +98,7 @@ mod tests {
     fn tensors_of_all_sizes_and_types_hold_what_was_written() {
         let mut memory = WeightMemory::for_size(100 << 20);
         // Below and at the smallest, odd ends, more than is left, and more than a slab.
-        let counts = [0, 1, SMALL / 4 - 1, SMALL / 4, 100_001, 5 << 20, 12 << 20, 17 << 20, 40_000];
+        let counts = [0, 1, SMALL / 4 - 1, SMALL / 4, 100_001, 5 << 20, 12 << 20, 33 << 20, 40_000];
         let placed: Vec<Bytes> = counts
             .iter()
             .map(|&count| {
@@ -124,7 +124,7 @@ mod tests {
     fn they_are_multiplied_as_others_are_and_a_change_stays_their_own() {
         let [rows, columns] = [300, 400];
         let number = |at: usize| bf16::from_f32((at % 37) as f32 - 18.0);
-        let mut memory = WeightMemory::for_size(0);
+        let mut memory = WeightMemory::for_size(1 << 20);
         let mut place = || {
             let bytes = memory.place(rows * columns, |values: &mut [bf16]| {
                 values.iter_mut().zip(0..).for_each(|(value, at)| *value = number(at));

@@ -40,8 +40,8 @@ pub(crate) fn in_one_dtype(left: FlexTensor, right: FlexTensor) -> (FlexTensor, 
 ///
 /// Burn's matmul gives every product memory of its own, and for a product as thin as this one, writing
 /// it and adding it afterwards takes several times as long as computing it. So products are accumulated into
-/// y directly, or where y is in half precision into an f32 copy of some of its rows at a time; other dtypes, and a
-/// y that is shared or not contiguous, take [`add_product_in_blocks`]. Few rows, as in decoding, take the
+/// y directly; where y is in half precision, the sum is a tensor of its own, formed from an f32 copy of some of y's
+/// rows at a time. Other dtypes, and a y that is shared or not contiguous, take [`add_product_in_blocks`]. Few rows, as in decoding, take the
 /// kernel of [`linear`], in all three dtypes. Beside a y in half precision, left and right may be in f32; the sum
 /// is rounded once.
 ///

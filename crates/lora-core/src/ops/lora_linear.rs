@@ -336,12 +336,19 @@ pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor
     Tensor::from_dispatch(<Dispatch as LoraOps>::linear(x, weight, bias))
 }
 
-/// Whether a product is a matter for Burn's on every backend: with gradients, and of many rows in full
-/// precision.
+/// Whether a product is a matter for Burn's on every backend: with gradients, and of many rows but for half
+/// precision on Flex.
 fn is_general(x: &Tensor<2>, weight: &Tensor<2>) -> bool {
     const FEW: usize = 16;
     let is_half = matches!(x.dtype(), DType::F16 | DType::BF16);
-    (x.dims()[0] > FEW && !is_half) || x.device().is_autodiff() || weight.device().is_autodiff()
+    #[cfg(feature = "flex")]
+    let has_kernel = is_half && x.device() == burn::tensor::Device::flex();
+    #[cfg(not(feature = "flex"))]
+    let has_kernel = {
+        let _ = is_half;
+        false
+    };
+    (x.dims()[0] > FEW && !has_kernel) || x.device().is_autodiff() || weight.device().is_autodiff()
 }
 
 /// left^T · right, of which one has few columns, without gradients.

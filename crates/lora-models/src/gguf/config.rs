@@ -138,6 +138,25 @@ impl GgufFile {
             let supported = "0, a dense MLP; load experts from a Hugging Face folder";
             return Err(Error::unsupported(self.file_path(), key, experts.to_string(), supported));
         }
+        let key = self.key("attention.causal");
+        if self.bool(&key)? == Some(false) {
+            let supported = "true; a text is written from left to right";
+            return Err(Error::unsupported(self.file_path(), key, "false", supported));
+        }
+        // What a family does without these keys is the value beside each.
+        for (name, usual) in [
+            ("attention.scale", 0.0),
+            ("rope.scaling.yarn_ext_factor", 1.0),
+            ("rope.scaling.yarn_attn_factor", 1.0),
+            ("rope.scaling.yarn_log_multiplier", 0.0),
+        ] {
+            let key = self.key(name);
+            if let Some(number) = self.f64(&key)?.filter(|number| *number != usual) {
+                let supported = format!("{usual}, or no such key");
+                let found = number.to_string();
+                return Err(Error::unsupported(self.file_path(), key, found, supported));
+            }
+        }
         Ok(())
     }
 
@@ -553,6 +572,16 @@ mod tests {
             "'4'",
         );
         unsupported(model().key("llama.attention.value_length", 4_u32), "value_length");
+        unsupported(model().key("llama.attention.causal", false), "llama.attention.causal");
+        for (key, usual) in [
+            ("llama.attention.scale", 0.0_f32),
+            ("llama.rope.scaling.yarn_ext_factor", 1.0),
+            ("llama.rope.scaling.yarn_attn_factor", 1.0),
+            ("llama.rope.scaling.yarn_log_multiplier", 0.0),
+        ] {
+            unsupported(model().key(key, usual + 0.5), key);
+            assert!(config(model().key(key, usual)).is_ok(), "{key}");
+        }
         unsupported(Writer::new().key(ARCHITECTURE, "gemma"), "supported: llama, qwen2, qwen3");
     }
 

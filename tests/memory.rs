@@ -156,7 +156,7 @@ fn a_model_is_read_and_written_without_a_second_copy() {
     let temp = tempfile::tempdir().unwrap();
     let folder = temp.path().join("model");
     let size = big_folder(&folder);
-    // Large enough for large pages, with the values of the file.
+    // With the values of the file.
     let (config, weights) = (read_config(&folder).unwrap(), open_weights(&folder).unwrap());
     let dtype = WeightDtype::BF16;
     let decoder = Decoder::from_weights_as(&config, &*weights, dtype, &Device::flex()).unwrap();
@@ -164,8 +164,7 @@ fn a_model_is_read_and_written_without_a_second_copy() {
         assert!(tensor == weights.read_as(&name, dtype).unwrap(), "{name}");
     }
     drop(decoder);
-    // In f32 the model is twice as large as the files. Reading holds it 1.1 times at most.
-    for (case, bound) in [("read bf16", 1.1), ("read f32", 2.0 * 1.1), ("write", 0.25)] {
+    for (case, bound) in [("read bf16", 1.1), ("read f32", 2.1), ("write", 0.25)] {
         let peak = peak(&format!("{case} {}", folder.display()));
         println!("{case}: {peak:.1} MiB for {size:.1} MiB of files");
         assert!(peak <= bound * size, "{case}: {peak:.1} MiB for {size:.1} MiB");

@@ -46,8 +46,9 @@ impl Decoder {
         let config = &with_the_head_of(config, source, dtype)?;
         let memory = Memory::of(size_of_model(config, dtype), device);
         let builder = Builder { config, source, dtype, device, memory };
-        // The largest first: each is there twice while it is put where it belongs.
-        let embed_tokens = Embedding { weight: Param::from_tensor(builder.tensor(EMBEDDING)?) };
+        // The largest first where each is there twice while it is put in its place, and last elsewhere.
+        let embedding = || builder.tensor::<2>(EMBEDDING);
+        let first = builder.memory.copies().then(embedding).transpose()?;
         let lm_head = match config.tie_word_embeddings {
             true => None,
             false => Some(builder.linear("lm_head", false)?),
@@ -55,9 +56,10 @@ impl Decoder {
         let layers = (0..config.num_hidden_layers)
             .map(|layer| builder.block(layer))
             .collect::<Result<_>>()?;
+        let weight = Param::from_tensor(first.map_or_else(embedding, Ok)?);
         Ok(Self {
             model: DecoderStack {
-                embed_tokens: embed_tokens.into(),
+                embed_tokens: Embedding { weight }.into(),
                 layers,
                 norm: builder.norm(NORM)?,
             },

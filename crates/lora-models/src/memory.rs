@@ -15,9 +15,10 @@ pub(crate) struct Memory {
     pages: Option<RefCell<WeightMemory>>,
 }
 
-/// A model of fewer bytes fits into the caches, and large pages would be mostly empty.
+/// A model of fewer bytes fits into the caches of many processors, and a tensor more beside it counts: on large pages
+/// each is there twice while it is put in its place.
 #[cfg(feature = "flex")]
-const SMALL: usize = 16 << 20;
+const SMALL: usize = 128 << 20;
 
 impl Memory {
     /// For a model of `size` bytes in all.
@@ -33,6 +34,15 @@ impl Memory {
             let _ = (size, device);
             Self {}
         }
+    }
+
+    /// Whether a tensor is copied to its place.
+    pub(crate) fn copies(&self) -> bool {
+        #[cfg(feature = "flex")]
+        let copies = self.pages.is_some();
+        #[cfg(not(feature = "flex"))]
+        let copies = false;
+        copies
     }
 
     /// As Burn takes it.

@@ -3,13 +3,11 @@
 //! `cargo run --release --example chat -- --model MODEL --adapter runs/2/adapter`
 
 use std::io::{BufRead, IsTerminal, Write, stdin, stdout};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use burn_lora::{Error, Result, say};
+use burn_lora::{Error, ModelOptions, Result, say};
 use clap::Parser;
-use lora_core::{LoadOptions, load_adapter_with};
 use lora_models::{
     Checkpoint, Decoder, GenerationConfig, KvCache, Message, Sampling, Tokenizer, WeightDtype,
 };
@@ -22,16 +20,8 @@ use lora_train::device_by_name;
 #[derive(Debug, Parser)]
 #[command(allow_negative_numbers = true)]
 struct Options {
-    /// Model: a Hugging Face folder, a GGUF file, or a model of the Hugging Face Hub as owner/name
-    /// [default: the repository's own]
-    #[arg(long, value_name = "MODEL")]
-    model: Option<PathBuf>,
-    /// Adapter: a folder in PEFT's format, such as runs/1/adapter; it is on at the start
-    #[arg(long, value_name = "FOLDER")]
-    adapter: Option<PathBuf>,
-    /// Use the adapter though it was made over other weights, such as another quantisation or type of them
-    #[arg(long)]
-    any_base: bool,
+    #[command(flatten)]
+    model: ModelOptions,
     /// What the model is told about its task
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -59,10 +49,7 @@ fn main() -> ExitCode {
 
 fn chat(options: &Options) -> Result<()> {
     let device = device_by_name(&options.device)?;
-    let path = match &options.model {
-        Some(model) => burn_lora::model_path(model)?,
-        None => burn_lora::resource("examples/tiny_world"),
-    };
+    let path = options.model.path()?;
     let checkpoint = Checkpoint::open(&path)?;
     if !checkpoint.tokenizer.has_chat_template() {
         let path = path.display();
@@ -78,13 +65,7 @@ fn chat(options: &Options) -> Result<()> {
 
     let base = checkpoint.decoder_as(options.dtype, &device)?;
     // Both share the weights: a clone copies handles.
-    let adapted = match &options.adapter {
-        None => None,
-        Some(folder) => {
-            let load = LoadOptions { check_base: !options.any_base, ..LoadOptions::default() };
-            Some(load_adapter_with(base.clone(), folder, &load)?.0)
-        }
-    };
+    let adapted = options.model.adapted(base.clone())?;
     let tokenizer = checkpoint.tokenizer.clone();
     let mut talk = Talk {
         on: adapted.is_some(),

@@ -3,12 +3,11 @@
 //! `cargo run --release --example generate -- --model MODEL "What is the capital of France?"`
 
 use std::io::{Write, stdout};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use burn_lora::{Result, say};
+use burn_lora::{ModelOptions, Result, say};
 use clap::Parser;
-use lora_core::{LoadOptions, load_adapter_with, merge};
+use lora_core::merge;
 use lora_models::{Checkpoint, GenerationConfig, Message, Sampling};
 use lora_train::device_by_name;
 
@@ -22,16 +21,8 @@ use lora_train::device_by_name;
 struct Options {
     /// The question; a model with a chat template gets it as a user's turn
     question: String,
-    /// Model: a Hugging Face folder, a GGUF file, or a model of the Hugging Face Hub as owner/name,
-    /// owner/name@revision or owner/name/file.gguf [default: the repository's own]
-    #[arg(long, value_name = "MODEL")]
-    model: Option<PathBuf>,
-    /// Adapter: a folder in PEFT's format, such as runs/1/adapter
-    #[arg(long, value_name = "FOLDER")]
-    adapter: Option<PathBuf>,
-    /// Use the adapter though it was made over other weights, such as another quantisation or type of them
-    #[arg(long)]
-    any_base: bool,
+    #[command(flatten)]
+    model: ModelOptions,
     /// Longest answer [default: as recommended, else 128]
     #[arg(long, value_name = "TOKENS")]
     max_new_tokens: Option<usize>,
@@ -93,10 +84,7 @@ fn generate(options: &Options) -> Result<()> {
     // Before a model is fetched for them.
     options.sampling(Sampling::greedy()).check()?;
     let device = device_by_name(&options.device)?;
-    let path = match &options.model {
-        Some(model) => burn_lora::model_path(model)?,
-        None => burn_lora::resource("examples/tiny_world"),
-    };
+    let path = options.model.path()?;
     let checkpoint = Checkpoint::open(&path)?;
     let recommended = GenerationConfig::read(&path)?;
     let sampling = options.sampling(recommended.sampling());
@@ -106,9 +94,8 @@ fn generate(options: &Options) -> Result<()> {
     }
 
     let mut decoder = checkpoint.decoder(&device)?;
-    if let Some(folder) = &options.adapter {
-        let load = LoadOptions { check_base: !options.any_base, ..LoadOptions::default() };
-        (decoder, _) = load_adapter_with(decoder, folder, &load)?;
+    if let Some(adapted) = options.model.adapted(decoder.clone())? {
+        decoder = adapted;
         merge(&mut decoder)?;
     }
     let tokenizer = &checkpoint.tokenizer;

@@ -5,9 +5,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use burn_lora::{Result, say};
+use burn_lora::{ModelOptions, Result, say};
 use clap::Parser;
-use lora_core::{LoadOptions, load_adapter_with, merge};
+use lora_core::merge;
 use lora_models::{Checkpoint, SaveOptions, WeightDtype};
 use lora_train::device_by_name;
 
@@ -17,16 +17,8 @@ use lora_train::device_by_name;
 /// model that transformers and others load. Merging is in f32, and each weight is rounded once.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Model: a Hugging Face folder, a GGUF file, or a model of the Hugging Face Hub as owner/name
-    /// [default: the repository's own]
-    #[arg(long, value_name = "MODEL")]
-    model: Option<PathBuf>,
-    /// Adapter to merge: a folder in PEFT's format, such as runs/1/adapter
-    #[arg(long, value_name = "FOLDER")]
-    adapter: Option<PathBuf>,
-    /// Use the adapter though it was made over other weights, such as another quantisation or type of them
-    #[arg(long)]
-    any_base: bool,
+    #[command(flatten)]
+    model: ModelOptions,
     /// New folder
     #[arg(long, value_name = "FOLDER")]
     output: PathBuf,
@@ -43,21 +35,16 @@ fn main() -> ExitCode {
 }
 
 fn write(options: &Options) -> Result<()> {
-    let path = match &options.model {
-        Some(model) => burn_lora::model_path(model)?,
-        None => burn_lora::resource("examples/tiny_world"),
-    };
+    let path = options.model.path()?;
     let checkpoint = Checkpoint::open(&path)?;
     let device = device_by_name("flex")?;
-    let decoder = match &options.adapter {
-        None => checkpoint.decoder_as(options.dtype, &device)?,
-        Some(folder) => {
-            let load = LoadOptions { check_base: !options.any_base, ..LoadOptions::default() };
-            let (mut decoder, _) = load_adapter_with(checkpoint.decoder(&device)?, folder, &load)?;
-            say(merge(&mut decoder)?);
-            decoder
-        }
-    };
+    // Merged in f32.
+    let dtype = if options.model.adapter.is_some() { WeightDtype::F32 } else { options.dtype };
+    let mut decoder = checkpoint.decoder_as(dtype, &device)?;
+    if let Some(adapted) = options.model.adapted(decoder.clone())? {
+        decoder = adapted;
+        say(merge(&mut decoder)?);
+    }
     let options_of_files = SaveOptions {
         dtype: options.dtype,
         max_shard_bytes: options.max_shard.saturating_mul(1_000_000),

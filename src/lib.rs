@@ -1,10 +1,14 @@
 #![doc = include_str!("../README.md")]
 
+mod model;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use lora_models::{HubModel, HubProblem};
+use lora_models::HubProblem;
+
+pub use model::{ModelOptions, base_model, model_path};
 
 /// The result of an example program.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -126,85 +130,5 @@ pub fn resource(path: impl AsRef<Path>) -> PathBuf {
     match std::env::var_os("CARGO_MANIFEST_DIR") {
         Some(root) => Path::new(&root).join(path),
         None => path.to_owned(),
-    }
-}
-
-/// A model as a user names it: a path that exists, or a model of the Hugging Face Hub, which is fetched
-/// into the cache with a bar for each large file where standard error is a terminal.
-pub fn model_path(model: &Path) -> Result<PathBuf> {
-    match model.exists() {
-        true => Ok(model.to_owned()),
-        false => fetch(&model.to_string_lossy().parse()?),
-    }
-}
-
-/// What names a model's weights to other programs: the repository on the Hub, or the path.
-pub fn base_model(model: &Path) -> String {
-    match model.to_string_lossy().parse::<HubModel>() {
-        Ok(name) if !model.exists() => name.repository().to_owned(),
-        _ => model.display().to_string(),
-    }
-}
-
-#[cfg(feature = "hub")]
-fn fetch(model: &HubModel) -> Result<PathBuf> {
-    let mut bar = DownloadBar::default();
-    let folder = lora_models::Hub::from_env()?
-        .fetch_with(&model.to_string(), |download| bar.show(download))
-        .map_err(|error| match error.kind() {
-            // Perhaps it was meant as a path.
-            lora_models::ErrorKind::Hub {
-                problem: HubProblem::NotFound { .. } | HubProblem::Unreachable { .. },
-                ..
-            } => {
-                let Error { message, exit_code } = error.into();
-                Error {
-                    message: format!("{message}; no file or folder has this name either"),
-                    exit_code,
-                }
-            }
-            _ => error.into(),
-        })?;
-    Ok(folder)
-}
-
-#[cfg(not(feature = "hub"))]
-fn fetch(model: &HubModel) -> Result<PathBuf> {
-    Err(Error::user(format!(
-        "{model}: there is no such file or folder, and a model of the Hugging Face Hub needs this program \
-         built with --features hub"
-    )))
-}
-
-/// A bar for the file that is being fetched, if that takes long.
-#[cfg(feature = "hub")]
-#[derive(Default)]
-struct DownloadBar {
-    file: String,
-    bar: Option<indicatif::ProgressBar>,
-}
-
-#[cfg(feature = "hub")]
-impl DownloadBar {
-    fn show(&mut self, download: &lora_models::Download<'_>) {
-        const LARGE: u64 = 1 << 20;
-        if self.file != download.file {
-            download.file.clone_into(&mut self.file);
-            self.bar = (download.total >= LARGE).then(|| {
-                let style = indicatif::ProgressStyle::with_template(
-                    "{msg}  {bar:32} {bytes}/{total_bytes}  {binary_bytes_per_sec}  {eta} left",
-                );
-                indicatif::ProgressBar::new(download.total)
-                    .with_style(style.expect("the template is well-formed"))
-                    .with_message(self.file.clone())
-                    .with_position(download.done)
-            });
-        }
-        if let Some(bar) = &self.bar {
-            bar.set_position(download.done);
-            if download.done == download.total {
-                bar.finish();
-            }
-        }
     }
 }

@@ -385,7 +385,7 @@ impl LoraAdapter {
         }
     }
 
-    /// The adapter's own input, where it is another than the layer's: with some values dropped.
+    /// The adapter's own input in f32 or f64, where it is another than the layer's: with some values dropped.
     pub(crate) fn dropped<const D: usize>(&self, input: &Tensor<D>) -> Option<Tensor<D>> {
         // Not by the input's device: one without autodiff may come to a model that trains.
         let trains = self.lora_a.val().is_require_grad();
@@ -393,8 +393,9 @@ impl LoraAdapter {
             return None;
         }
         let keep = 1.0 - self.dropout;
+        let input = in_full(input.clone());
         let mask = input.random_like(Distribution::Bernoulli(keep));
-        Some(input.clone() * mask.mul_scalar(1.0 / keep))
+        Some(input * mask.mul_scalar(1.0 / keep))
     }
 
     /// DoRA's factor on each column, m / ‖W + scaling A·B‖, `[d_output]`, given ‖W‖² of each column.
@@ -458,7 +459,7 @@ impl LoraAdapter {
         Some(magnitude / norm.mask_fill(zero, 1.0))
     }
 
-    /// Whether the layer's own bias is added as it is, before or after the update.
+    /// Whether the layer's own bias is added as it is.
     pub(crate) fn leaves_bias(&self) -> bool {
         self.magnitude.is_none() && self.base_bias.is_none() && self.lora_bias.is_none()
     }
@@ -473,7 +474,7 @@ impl LoraAdapter {
         let scaled = self
             .lora_bias
             .as_ref()
-            .map(|bias| in_dtype(bias.val().mul_scalar(self.scaling()), dtype));
+            .map(|bias| in_dtype(in_full(bias.val()).mul_scalar(self.scaling()), dtype));
         match (own, scaled) {
             (Some(own), Some(scaled)) => Some(own + scaled),
             (own, scaled) => own.or(scaled),
@@ -487,6 +488,22 @@ pub(crate) fn scaled<const D: usize>(output: Tensor<D>, scale: Tensor<D>) -> Ten
     let dtype = output.dtype();
     let computed = full_of([dtype]);
     in_dtype(in_dtype(output, computed) * in_dtype(scale, computed), dtype)
+}
+
+/// `product` + `update`, with the columns of the sum times `scale`, computed in the dtype of the update and rounded
+/// once to that of the product.
+pub(crate) fn updated<const D: usize>(
+    product: Tensor<D>,
+    update: Tensor<D>,
+    scale: Option<Tensor<D>>,
+) -> Tensor<D> {
+    let (dtype, computed) = (product.dtype(), update.dtype());
+    let sum = in_dtype(product, computed) + update;
+    let sum = match scale {
+        Some(scale) => sum * in_dtype(scale, computed),
+        None => sum,
+    };
+    in_dtype(sum, dtype)
 }
 
 /// What an adapter of a grouped convolution cannot be.

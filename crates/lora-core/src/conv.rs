@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use burn::tensor::module::{conv1d, conv2d};
 use burn::tensor::ops::ConvOptions;
 
-use crate::adapter::scaled;
+use crate::adapter::{in_full, updated};
 use crate::config::{AdapterConfig, LoraConfig};
 use crate::error::Result;
 use crate::frozen::{FrozenLayer, LayerKind, Weights, frozen, frozen_param};
@@ -108,8 +108,8 @@ fn forward<const D: usize, F: Convolution<D>>(layer: &LoraLayer<F>, input: Tenso
         return base.apply(input, merged.clone());
     }
     let (a, b, scaling) = layer.factors();
-    let dropped = layer.adapter.dropped(&input).unwrap_or_else(|| input.clone());
-    let down = base.convolve(dropped, base.kernel(a), None, 1).mul_scalar(scaling);
+    let own_input = layer.adapter.dropped(&input).unwrap_or_else(|| in_full(input.clone()));
+    let down = base.convolve(own_input, base.kernel(a), None, 1).mul_scalar(scaling);
     let down = match &layer.samples {
         Some(samples) => {
             samples.check(&input.dims());
@@ -117,20 +117,17 @@ fn forward<const D: usize, F: Convolution<D>>(layer: &LoraLayer<F>, input: Tenso
         }
         None => down,
     };
-    let frozen = base.apply(input, Weights { bias: None, ..own });
-    let output = frozen + F::pointwise(down, point(b), base.groups());
+    let [joined, added] = layer.biases();
+    let frozen = base.apply(input, Weights { bias: joined, ..own });
     let samples = layer.samples.as_ref();
     let scale = match samples {
         Some(samples) => samples.scale.as_ref().map(for_samples),
         None => layer.column_scale().map(for_channels),
     };
-    let output = match scale {
-        Some(scale) => scaled(output, scale),
-        None => output,
-    };
+    let output = updated(frozen, F::pointwise(down, point(b), base.groups()), scale);
     let bias = match samples.and_then(|samples| samples.bias.as_ref()) {
         Some(bias) => Some(for_samples(bias)),
-        None => layer.output_bias().map(for_channels),
+        None => added.map(for_channels),
     };
     match bias {
         Some(bias) => output + bias,

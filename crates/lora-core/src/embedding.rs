@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::nn::Embedding;
 use burn::tensor::{Int, Tensor, module::embedding};
 
-use crate::adapter::scaled;
+use crate::adapter::updated;
 use crate::config::{AdapterConfig, LoraConfig};
 use crate::error::Result;
 use crate::frozen::{FrozenLayer, LayerKind, Weights, frozen, frozen_param};
@@ -122,15 +122,11 @@ impl LoraLayer<FrozenEmbedding> {
             Some(samples) => down * for_sample(&samples.ranks),
             None => down,
         };
-        let output = frozen + fold_rows(down, |down| down.matmul(b));
         let scale = match &self.samples {
             Some(samples) => samples.scale.as_ref().map(for_sample),
             None => self.column_scale().map(|scale| scale.unsqueeze()),
         };
-        match scale {
-            Some(scale) => scaled(output, scale),
-            None => output,
-        }
+        updated(frozen, fold_rows(down, |down| down.matmul(b)), scale)
     }
 }
 

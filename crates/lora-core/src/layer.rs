@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 
-use crate::adapter::{LoraAdapter, column_squares, in_dtype, in_full, on};
+use crate::adapter::{LoraAdapter, column_squares, full_of, in_dtype, in_full, on};
 use crate::config::AdapterConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::{FrozenLayer, LayerKind, Weights, frozen_param};
@@ -170,15 +170,21 @@ impl<F: FrozenLayer> LoraLayer<F> {
         })
     }
 
-    /// The bias of the output.
-    pub(crate) fn output_bias(&self) -> Option<Tensor<1>> {
-        self.adapter.output_bias(self.base.bias(), self.base.weight().dtype())
+    /// The bias of the output, in one of two places: with x W, so that in half precision these are rounded as in
+    /// the frozen layer, where it is the layer's own; or at the end, after DoRA's factors.
+    pub(crate) fn biases(&self) -> [Option<Tensor<1>>; 2] {
+        let differ = |samples: &Samples| samples.scale.is_some() || samples.bias.is_some();
+        if self.adapter.leaves_bias() && !self.samples.as_ref().is_some_and(differ) {
+            return [self.base.bias(), None];
+        }
+        let bias = self.adapter.output_bias(self.base.bias(), self.base.weight().dtype());
+        [None, bias]
     }
 
-    /// A, B and their factor as Burn's own products need them: beside a half-precision weight, an f32
-    /// adapter is rounded for the products only.
+    /// A, B and their factor as Burn's own products need them, whose other side is in f32, or f64 as the
+    /// weight: in half precision neither the adapter nor what it adds is rounded before the sum.
     pub(crate) fn factors(&self) -> (Tensor<2>, Tensor<2>, f64) {
-        let dtype = self.base.weight().dtype();
+        let dtype = full_of([self.base.weight().dtype()]);
         let (a, b) = self.adapter.factors();
         (in_dtype(a, dtype), in_dtype(b, dtype), self.adapter.scaling())
     }

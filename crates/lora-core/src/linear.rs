@@ -3,13 +3,13 @@
 use burn::nn::Linear;
 use burn::tensor::Tensor;
 
-use crate::adapter::scaled;
+use crate::adapter::{in_full, scaled, updated};
 use crate::config::{AdapterConfig, LoraConfig};
 use crate::error::Result;
 use crate::frozen::{FrozenLinear, add_bias, apply};
 use crate::init::fresh_seed;
 use crate::layer::{Adaptable, LoraLayer};
-use crate::ops::{check_shapes, fold_rows, linear, lora_linear_over, product};
+use crate::ops::{check_shapes, fold_rows, lora_linear_over};
 use crate::samples::for_each_row;
 
 /// A frozen linear layer with a trainable low-rank update.
@@ -87,26 +87,19 @@ impl LoraLayer<FrozenLinear> {
             return apply(input, merged.weight.clone(), merged.bias.clone());
         }
         let weight = self.base.weight();
+        let [joined, added] = self.biases();
         if let Some(samples) = &self.samples {
             let (a, b, scaling) = self.factors();
             samples.check(&input.dims());
             return fold_rows(input, |rows| {
                 let each = |values| for_each_row(values, rows.dims()[0]);
-                let down = rows.clone().matmul(a).mul_scalar(scaling) * each(&samples.ranks);
-                let joined = self.base.bias().filter(|_| {
-                    self.adapter.leaves_bias() && samples.scale.is_none() && samples.bias.is_none()
-                });
-                if let Some(bias) = joined {
-                    return linear(rows, weight, bias) + down.matmul(b);
-                }
-                let output = product(rows.clone(), weight) + down.matmul(b);
-                let output = match &samples.scale {
-                    Some(scale) => scaled(output, each(scale)),
-                    None => output,
-                };
+                let down = in_full(rows.clone()).matmul(a).mul_scalar(scaling);
+                let update = (down * each(&samples.ranks)).matmul(b);
+                let scale = samples.scale.as_ref().map(each);
+                let output = updated(apply(rows.clone(), weight, joined), update, scale);
                 match &samples.bias {
                     Some(bias) => output + each(bias),
-                    None => add_bias(output, self.output_bias()),
+                    None => add_bias(output, added),
                 }
             });
         }
@@ -114,32 +107,30 @@ impl LoraLayer<FrozenLinear> {
             if let Some(dropped) = self.adapter.dropped(&rows) {
                 let (a, b, scaling) = self.factors();
                 let update = dropped.matmul(a).mul_scalar(scaling).matmul(b);
-                return self.finished(rows.matmul(weight) + update, self.column_scale());
+                let scale = self.column_scale().map(|scale| scale.unsqueeze());
+                return add_bias(updated(apply(rows, weight, joined), update, scale), added);
             }
             let ((a, b), scaling) = (self.adapter.factors(), self.adapter.scaling());
             check_shapes(&rows, &weight, &a, &b);
-            let adapted =
-                |product, rows, weight| lora_linear_over(product, rows, weight, a, b, scaling);
-            if let Some((product, scale)) = self.product_and_column_scale(&rows) {
-                return self.finished(adapted(product, rows, weight), Some(scale));
-            }
-            let [x, w] = [&rows, &weight].map(|tensor| tensor.clone().without_autodiff());
-            // A frozen bias joins x W, so that in half precision they are rounded as one.
-            let joins = |bias: &Tensor<1>| self.adapter.leaves_bias() && !bias.is_require_grad();
-            match self.base.bias().filter(joins) {
-                Some(bias) => adapted(linear(x, w, bias.without_autodiff()), rows, weight),
-                None => self.finished(adapted(product(x, w), rows, weight), self.column_scale()),
-            }
+            // Beside x W as a constant, a bias would get no gradient.
+            let (joined, trained) = match joined {
+                Some(bias) if bias.is_require_grad() => (None, Some(bias)),
+                joined => (joined.map(|bias| bias.without_autodiff()), None),
+            };
+            let (product, scale) = match self.product_and_column_scale(&rows) {
+                Some((product, scale)) => (product, Some(scale)),
+                None => {
+                    let [x, w] = [&rows, &weight].map(|tensor| tensor.clone().without_autodiff());
+                    (apply(x, w, joined), self.column_scale())
+                }
+            };
+            let output = lora_linear_over(product, rows, weight, a, b, scaling);
+            let output = match scale {
+                Some(scale) => scaled(output, scale.unsqueeze()),
+                None => output,
+            };
+            add_bias(output, trained.or(added))
         })
-    }
-
-    /// The output from what it is before DoRA's factors and the bias.
-    fn finished(&self, output: Tensor<2>, scale: Option<Tensor<1>>) -> Tensor<2> {
-        let output = match scale {
-            Some(scale) => scaled(output, scale.unsqueeze()),
-            None => output,
-        };
-        add_bias(output, self.output_bias())
     }
 }
 

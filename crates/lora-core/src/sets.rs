@@ -534,7 +534,8 @@ fn mix(
             *value = f32::from(*sample == Some(*place));
         }
     }
-    let ranks = Tensor::from_data(TensorData::new(ranks, [samples.len(), rank]), (&device, dtype));
+    let ranks = TensorData::new(ranks, [samples.len(), rank]);
+    let ranks = Tensor::from_data(ranks, (&device, full_of([dtype])));
 
     // For each sample the values of its share, or the base's.
     let [_, d_output] = layer.dims();

@@ -327,6 +327,23 @@ fn what_the_config_does_not_mean_is_not_merged() {
     let beside = [q(), one("v.weight", &[4, 4], 2.0), one("v.bias", &[4], 3.0)];
     let error = sentence(merged(all.clone(), &factors(), &beside, Dtype::F32));
     assert!(error.contains("v has a trained bias, and the file has nothing"), "{error}");
+    // Of the model is what begins as the layers of the file do.
+    let [(_, a_dims, a), (_, b_dims, b)] = factors();
+    let deep: [Named; 2] = [
+        ("base_model.model.model.mlp.q.lora_A.weight", a_dims, a),
+        ("base_model.model.model.mlp.q.lora_B.weight", b_dims, b),
+    ];
+    let (_, q_dims, q_values) = q();
+    let mut beside: Vec<Named> = vec![
+        ("model.mlp.q.weight", q_dims, q_values),
+        one("v_head.summary.weight", &[1, 4], 1.0),
+        one("v_head.summary.bias", &[1], 1.0),
+        one("model.attention.v.weight", &[4, 4], 2.0),
+    ];
+    merged(all.clone(), &deep, &beside, Dtype::F32).unwrap();
+    beside.push(one("model.attention.v.bias", &[4], 3.0));
+    let error = sentence(merged(all.clone(), &deep, &beside, Dtype::F32));
+    assert!(error.contains("model.attention.v has a trained bias, and the file has"), "{error}");
 
     let base = [q(), one("q.bias", &[3], 1.0)];
     let error = sentence(merged(config(json!({})), &factors(), &base, Dtype::F32));

@@ -509,7 +509,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_lines_of_halves_take_the_general_product() {
+    fn odd_lines_of_halves_have_no_kernel() {
         for shape in [[3, 5], [4, 5]] {
             let weight = in_dtype(tensor(shape, 2), DType::BF16);
             let x = in_dtype(tensor([2, shape[0]], 1), DType::BF16);

@@ -15,10 +15,11 @@ const CHUNK: usize = 1 << 14;
 /// Values that are widened at a time: 1 MiB in f32, that they are multiplied while in the cache.
 const BLOCK: usize = 1 << 18;
 
-/// Lines that are multiplied at a time, at least, however long they are: each time, all of x or of y is gone over.
+/// Lines that are multiplied at a time, at least, though long ones leave the cache: each time, all of x or of y
+/// is gone over.
 const FEWEST: usize = 256;
 
-/// A tensor in f32, contiguous; itself where it is in f32 already.
+/// Half precision in f32, contiguous; a tensor of another type as it is.
 pub(crate) fn widened(tensor: FlexTensor) -> FlexTensor {
     if !matches!(tensor.dtype(), DType::F16 | DType::BF16) {
         return tensor;

@@ -121,6 +121,24 @@ mod tests {
     }
 
     #[test]
+    fn a_piece_begins_where_a_large_page_does_and_its_tensors_follow_each_other() {
+        for size in [1, LARGE_PAGE - 1, LARGE_PAGE, 5 * LARGE_PAGE + 7] {
+            let slab = slab(size);
+            assert_eq!(slab.len(), size);
+            assert_eq!(slab.as_ptr() as usize % LARGE_PAGE, 0);
+        }
+        let mut memory = WeightMemory::for_size(1 << 20);
+        let (mut places, counts) = (Vec::new(), [30_001, 40_000, 20_000]);
+        let placed = counts.map(|count| {
+            memory.place(count, |values: &mut [f32]| places.push(values.as_ptr() as usize))
+        });
+        let taken = counts.map(|count| (count * 4usize).next_multiple_of(ALIGNED));
+        assert_eq!(places[0] % LARGE_PAGE, 0);
+        assert_eq!(places[1..], [places[0] + taken[0], places[0] + taken[0] + taken[1]]);
+        assert_eq!(placed.map(|bytes| bytes.as_ptr() as usize)[..], places);
+    }
+
+    #[test]
     fn they_are_multiplied_as_others_are_and_a_change_stays_their_own() {
         let [rows, columns] = [300, 400];
         let number = |at: usize| bf16::from_f32((at % 37) as f32 - 18.0);

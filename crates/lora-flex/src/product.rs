@@ -15,16 +15,17 @@ pub(crate) const PARALLEL_FROM: usize = 192 * 192 * 192;
 /// scaling · x · factor, where one side is as small as the rank.
 ///
 /// An f32 factor beside an x in half precision is not rounded: the product is formed in f32 from the values
-/// that x has, of which it takes a copy. Burn's product of two in bf16 takes two, and then rounds.
+/// that x has, of which it takes a copy. Of two in half precision the product is rounded to that, as torch
+/// does, and scaled in f32: Burn would round the scaling too.
 ///
 /// # Shapes
-/// - x `[rows, inner]`, factor `[inner, columns]`, output `[rows, columns]`, in f32 where one of them is
+/// - x `[rows, inner]`, factor `[inner, columns]`, output `[rows, columns]`, in f32 (f64 for f64)
 ///
 /// # Panics
 /// When the shapes do not fit each other, or the dtypes differ other than f32 beside half precision.
 pub fn scaled_product(x: FlexTensor, factor: FlexTensor, scaling: f64) -> FlexTensor {
     let (x, factor) = in_one_dtype(x, factor);
-    Flex::float_mul_scalar(linear(x, factor, None), scaling.into())
+    Flex::float_mul_scalar(widened(linear(x, factor, None)), scaling.into())
 }
 
 /// Both in f32 where one is and the other is in half precision.
@@ -40,10 +41,10 @@ pub(crate) fn in_one_dtype(left: FlexTensor, right: FlexTensor) -> (FlexTensor, 
 ///
 /// Burn's matmul gives every product memory of its own, and for a product as thin as this one, writing
 /// it and adding it afterwards takes several times as long as computing it. So products are accumulated into
-/// y directly; where y is in half precision, the sum is a tensor of its own, formed from an f32 copy of some of y's
-/// rows at a time. Other dtypes, and a y that is shared or not contiguous, take [`add_product_in_blocks`]. Few rows, as in decoding, take the
-/// kernel of [`linear`], in all three dtypes. Beside a y in half precision, left and right may be in f32; the sum
-/// is rounded once.
+/// y directly; where y is in half precision, the sum is a tensor of its own, formed from an f32 copy of some
+/// of y's rows at a time. Other dtypes, and a y in f32 that is shared or not contiguous, take
+/// [`add_product_in_blocks`]. Few rows, as in decoding, take the kernel of [`linear`], in all three dtypes.
+/// Beside a y in half precision, left and right may be in f32; the sum is rounded once.
 ///
 /// # Shapes
 /// - y `[rows, columns]`, left `[rows, rank]`, right `[rank, columns]`
@@ -144,7 +145,7 @@ impl<'a> Matrix<'a> {
     }
 
     fn strides(&self) -> [isize; 2] {
-        self.strides.map(|stride| stride as isize) // they came from isize
+        self.strides.map(|stride| stride as isize) // of an isize, or a length in memory
     }
 }
 

@@ -15,8 +15,8 @@ pub(crate) struct Memory {
     pages: Option<RefCell<WeightMemory>>,
 }
 
-/// A model of fewer bytes fits into the caches of many processors, and a tensor more beside it counts: on large pages
-/// each is there twice while it is put in its place.
+/// A model of fewer bytes fits into the caches of many processors, and a tensor more beside it counts: on large
+/// pages each is there twice while it is put in its place.
 #[cfg(feature = "flex")]
 const SMALL: usize = 128 << 20;
 
@@ -25,9 +25,9 @@ impl Memory {
     pub(crate) fn of(size: usize, device: &Device) -> Self {
         #[cfg(feature = "flex")]
         {
-            let is_flex = [Device::flex(), Device::flex().autodiff()].contains(device);
-            let pages = || RefCell::new(WeightMemory::for_size(size));
-            Self { pages: (is_flex && size >= SMALL).then(pages) }
+            // Equal whether with autodiff or without.
+            let are_large = *device == Device::flex() && size >= SMALL;
+            Self { pages: are_large.then(|| RefCell::new(WeightMemory::for_size(size))) }
         }
         #[cfg(not(feature = "flex"))]
         {
@@ -75,5 +75,30 @@ impl Memory {
             transpose(&values, [rows, columns], &mut turned);
             TensorData::new(turned, [columns, rows])
         })
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use crate::weights::WeightDtype;
+
+    #[test]
+    fn on_large_pages_the_values_are_those_that_burn_would_hold() {
+        let device = Device::flex();
+        let (pages, plain) = (Memory::of(SMALL, &device), Memory::of(SMALL - 1, &device));
+        assert!(pages.copies() && !plain.copies());
+        assert!(Memory::of(SMALL, &device.autodiff()).copies());
+        for dtype in [WeightDtype::F32, WeightDtype::BF16, WeightDtype::F16] {
+            for [rows, columns] in [[3, 5], [331, 257], [1, 40_001], [0, 4]] {
+                let values: Vec<f32> = (0..rows * columns).map(|value| value as f32).collect();
+                let values = HostValues::from(values).cast(dtype);
+                let tensor = || HostTensor { shape: vec![rows, columns], values: values.clone() };
+                assert_eq!(pages.data(tensor()), plain.data(tensor()));
+                let [turned, expected] = [&pages, &plain].map(|memory| memory.transposed(tensor()));
+                assert_eq!(turned, expected);
+                assert_eq!(turned.shape()[..], [columns, rows]);
+            }
+        }
     }
 }

@@ -78,12 +78,12 @@ impl<'a> Meant<'a> {
     }
 
     /// The targets for which the file has nothing, and what trains in full where it has nothing for any that is
-    /// meant so: a checkpoint may hold layers beside those of the model. So of biases only those count that
-    /// stand in one module with a layer of the file.
-    pub(super) fn absent<T>(
+    /// meant so: a checkpoint may hold layers beside those of the model (`v_head.summary`). So of biases only
+    /// those count whose path begins as that of a layer of the file does.
+    pub(super) fn absent<'p, T>(
         &self,
-        paths: &BTreeSet<String>,
-        layers: &BTreeMap<String, T>,
+        paths: &'p BTreeSet<String>,
+        layers: &'p BTreeMap<String, T>,
         is_bias: impl Fn(&T) -> bool,
         has_bias: impl Fn(&str) -> bool,
     ) -> Vec<String> {
@@ -98,11 +98,11 @@ impl<'a> Meant<'a> {
         let entries = self.config.trainable_tokens.iter().map(|(name, _)| name);
         let tokens = entries.filter(|name| is_absent(&|path| ends_as(path, name)));
         let tokens = tokens.map(|name| format!("{name} has trained tokens"));
-        let module = |path: &str| path.rsplit_once('.').map(|(module, _)| module.to_owned());
+        let start = |path: &'p String| path.split_once('.').map(|(start, _)| start);
+        let starts: BTreeSet<Option<&str>> = layers.keys().map(start).collect();
         let mut biased = paths.iter().filter(|path| {
-            let stands_beside = layers.keys().any(|other| module(other) == module(path));
             let is_other = !layers.contains_key(*path) && self.saved.trains(path).is_none();
-            has_bias(path) && is_other && stands_beside
+            is_other && starts.contains(&start(path)) && has_bias(path)
         });
         let has_biases = layers.values().any(is_bias);
         let biases = (self.config.bias == TrainedBias::All && !has_biases).then(|| biased.next());

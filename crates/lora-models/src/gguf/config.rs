@@ -143,15 +143,18 @@ impl GgufFile {
             let supported = "true; a text is written from left to right";
             return Err(Error::unsupported(self.file_path(), key, "false", supported));
         }
-        // What a family does without these keys is the value beside each.
+        // What a family does without these keys is the value beside each. An extrapolation below 0 is none, too.
+        const EXTRAPOLATION: &str = "rope.scaling.yarn_ext_factor";
+        let is_yarn = self.string(&self.key("rope.scaling.type"))? == Some("yarn");
         for (name, usual) in [
             ("attention.scale", 0.0),
-            ("rope.scaling.yarn_ext_factor", 1.0),
+            (EXTRAPOLATION, f64::from(u8::from(is_yarn))),
             ("rope.scaling.yarn_attn_factor", 1.0),
             ("rope.scaling.yarn_log_multiplier", 0.0),
         ] {
             let key = self.key(name);
-            if let Some(number) = self.f64(&key)?.filter(|number| *number != usual) {
+            let is_usual = |number: f64| number == usual || name == EXTRAPOLATION && number < 0.0;
+            if let Some(number) = self.f64(&key)?.filter(|number| !is_usual(*number)) {
                 let supported = format!("{usual}, or no such key");
                 let found = number.to_string();
                 return Err(Error::unsupported(self.file_path(), key, found, supported));
@@ -575,13 +578,22 @@ mod tests {
         unsupported(model().key("llama.attention.causal", false), "llama.attention.causal");
         for (key, usual) in [
             ("llama.attention.scale", 0.0_f32),
-            ("llama.rope.scaling.yarn_ext_factor", 1.0),
+            ("llama.rope.scaling.yarn_ext_factor", 0.0),
             ("llama.rope.scaling.yarn_attn_factor", 1.0),
             ("llama.rope.scaling.yarn_log_multiplier", 0.0),
         ] {
             unsupported(model().key(key, usual + 0.5), key);
             assert!(config(model().key(key, usual)).is_ok(), "{key}");
         }
+        let yarn = |extrapolation: f32| {
+            model()
+                .key("llama.rope.scaling.type", "yarn")
+                .key("llama.rope.scaling.factor", 4_f32)
+                .key("llama.rope.scaling.original_context_length", 16_u32)
+                .key("llama.rope.scaling.yarn_ext_factor", extrapolation)
+        };
+        assert!(config(yarn(1.0)).is_ok() && config(yarn(-1.0)).is_ok());
+        unsupported(yarn(0.0), "llama.rope.scaling.yarn_ext_factor");
         unsupported(Writer::new().key(ARCHITECTURE, "gemma"), "supported: llama, qwen2, qwen3");
     }
 

@@ -124,15 +124,11 @@ fn forward<const D: usize, F: Convolution<D>>(layer: &LoraLayer<F>, input: Tenso
         Some(samples) => samples.scale.as_ref().map(for_samples),
         None => layer.column_scale().map(for_channels),
     };
-    let output = updated(frozen, F::pointwise(down, point(b), base.groups()), scale);
     let bias = match samples.and_then(|samples| samples.bias.as_ref()) {
         Some(bias) => Some(for_samples(bias)),
         None => added.map(for_channels),
     };
-    match bias {
-        Some(bias) => output + bias,
-        None => output,
-    }
+    updated(frozen, F::pointwise(down, point(b), base.groups()), scale, bias)
 }
 
 fn config_for(rank: usize, alpha: f64) -> Result<AdapterConfig> {

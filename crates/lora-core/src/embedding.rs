@@ -4,7 +4,7 @@ use burn::module::{Module, Param};
 use burn::nn::Embedding;
 use burn::tensor::{Int, Tensor, module::embedding};
 
-use crate::adapter::updated;
+use crate::adapter::{full_of, in_dtype, updated};
 use crate::config::{AdapterConfig, LoraConfig};
 use crate::error::Result;
 use crate::frozen::{FrozenLayer, LayerKind, Weights, frozen, frozen_param};
@@ -111,13 +111,15 @@ impl LoraLayer<FrozenEmbedding> {
         if let Some(merged) = self.merged() {
             return embedding(merged.weight.clone(), ids);
         }
-        let (a, b, scaling) = self.factors();
+        let ((a, b), scaling) = (self.adapter.factors(), self.adapter.scaling());
         if let Some(samples) = &self.samples {
             samples.check(&ids.dims());
         }
         let for_sample = |values: &Tensor<2>| values.clone().unsqueeze_dim::<3>(1);
         let frozen = embedding(self.base.weight(), ids.clone());
-        let down = embedding(a, ids).mul_scalar(scaling); // [batch, length, rank]
+        let dtype = full_of([frozen.dtype()]);
+        let b = in_dtype(b, dtype);
+        let down = in_dtype(embedding(a, ids), dtype).mul_scalar(scaling); // [batch, length, rank]
         let down = match &self.samples {
             Some(samples) => down * for_sample(&samples.ranks),
             None => down,
@@ -126,7 +128,7 @@ impl LoraLayer<FrozenEmbedding> {
             Some(samples) => samples.scale.as_ref().map(for_sample),
             None => self.column_scale().map(|scale| scale.unsqueeze()),
         };
-        updated(frozen, fold_rows(down, |down| down.matmul(b)), scale)
+        updated(frozen, fold_rows(down, |down| down.matmul(b)), scale, None)
     }
 }
 

@@ -186,10 +186,3 @@ pub(crate) fn apply<const D: usize>(
         None => product(rows, weight),
     })
 }
-
-pub(crate) fn add_bias(output: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
-    match bias {
-        Some(bias) => output + bias.unsqueeze(),
-        None => output,
-    }
-}

@@ -171,14 +171,14 @@ impl<F: FrozenLayer> LoraLayer<F> {
     }
 
     /// The bias of the output, in one of two places: with x W, so that in half precision these are rounded as in
-    /// the frozen layer, where it is the layer's own; or at the end, after DoRA's factors.
+    /// the frozen layer, where it is the layer's own; or at the end, after DoRA's factors, in f32 or f64.
     pub(crate) fn biases(&self) -> [Option<Tensor<1>>; 2] {
         let differ = |samples: &Samples| samples.scale.is_some() || samples.bias.is_some();
         if self.adapter.leaves_bias() && !self.samples.as_ref().is_some_and(differ) {
             return [self.base.bias(), None];
         }
-        let bias = self.adapter.output_bias(self.base.bias(), self.base.weight().dtype());
-        [None, bias]
+        let dtype = full_of([self.base.weight().dtype()]);
+        [None, self.adapter.output_bias(self.base.bias(), dtype)]
     }
 
     /// A, B and their factor as Burn's own products need them, whose other side is in f32, or f64 as the

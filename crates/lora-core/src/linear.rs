@@ -3,10 +3,10 @@
 use burn::nn::Linear;
 use burn::tensor::Tensor;
 
-use crate::adapter::{in_full, scaled, updated};
+use crate::adapter::{finished, in_full, updated};
 use crate::config::{AdapterConfig, LoraConfig};
 use crate::error::Result;
-use crate::frozen::{FrozenLinear, add_bias, apply};
+use crate::frozen::{FrozenLinear, apply};
 use crate::init::fresh_seed;
 use crate::layer::{Adaptable, LoraLayer};
 use crate::ops::{check_shapes, fold_rows, lora_linear_over};
@@ -95,22 +95,22 @@ impl LoraLayer<FrozenLinear> {
                 let each = |values| for_each_row(values, rows.dims()[0]);
                 let down = in_full(rows.clone()).matmul(a).mul_scalar(scaling);
                 let update = (down * each(&samples.ranks)).matmul(b);
-                let scale = samples.scale.as_ref().map(each);
-                let output = updated(apply(rows.clone(), weight, joined), update, scale);
-                match &samples.bias {
-                    Some(bias) => output + each(bias),
-                    None => add_bias(output, added),
-                }
+                let [scale, bias] =
+                    [&samples.scale, &samples.bias].map(|own| own.as_ref().map(each));
+                let bias = bias.or(added.map(|bias| bias.unsqueeze()));
+                updated(apply(rows.clone(), weight, joined), update, scale, bias)
             });
         }
         fold_rows(input, |rows| {
             if let Some(dropped) = self.adapter.dropped(&rows) {
                 let (a, b, scaling) = self.factors();
                 let update = dropped.matmul(a).mul_scalar(scaling).matmul(b);
-                let scale = self.column_scale().map(|scale| scale.unsqueeze());
-                return add_bias(updated(apply(rows, weight, joined), update, scale), added);
+                let [scale, bias] =
+                    [self.column_scale(), added].map(|own| own.map(|values| values.unsqueeze()));
+                return updated(apply(rows, weight, joined), update, scale, bias);
             }
-            let ((a, b), scaling) = (self.adapter.factors(), self.adapter.scaling());
+            let ((a, b), scaling, dtype) =
+                (self.adapter.factors(), self.adapter.scaling(), rows.dtype());
             check_shapes(&rows, &weight, &a, &b);
             // Beside x W as a constant, a bias would get no gradient.
             let (joined, trained) = match joined {
@@ -125,11 +125,9 @@ impl LoraLayer<FrozenLinear> {
                 }
             };
             let output = lora_linear_over(product, rows, weight, a, b, scaling);
-            let output = match scale {
-                Some(scale) => scaled(output, scale.unsqueeze()),
-                None => output,
-            };
-            add_bias(output, trained.or(added))
+            let [scale, bias] =
+                [scale, trained.or(added)].map(|own| own.map(|values| values.unsqueeze()));
+            finished(output, scale, bias, dtype)
         })
     }
 }

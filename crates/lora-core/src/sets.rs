@@ -6,7 +6,7 @@ use std::ops::Deref;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Int, Tensor, TensorData};
 
-use crate::adapter::{LoraAdapter, full_of, in_dtype, on};
+use crate::adapter::{LoraAdapter, full_of, in_dtype, in_full, on};
 use crate::combination::{Share, low_rank_parts, no_sum, sum};
 use crate::combine::{cat, column_parts};
 use crate::error::{Error, ErrorKind, Result};
@@ -516,7 +516,7 @@ fn mix(
     samples: &[Option<usize>],
 ) -> Result<(LoraAdapter, Samples)> {
     let weight = layer.weight();
-    let (device, dtype) = (weight.device(), weight.dtype());
+    let (device, dtype) = (weight.device(), full_of([weight.dtype()]));
     let parts = low_rank_parts(shares);
     let low_rank: Vec<&Share> =
         shares.iter().filter(|share| matches!(share.adaptation, Adaptation::LowRank(_))).collect();
@@ -535,7 +535,7 @@ fn mix(
         }
     }
     let ranks = TensorData::new(ranks, [samples.len(), rank]);
-    let ranks = Tensor::from_data(ranks, (&device, full_of([dtype])));
+    let ranks = Tensor::from_data(ranks, (&device, dtype));
 
     // For each sample the values of its share, or the base's.
     let [_, d_output] = layer.dims();
@@ -553,14 +553,14 @@ fn mix(
         .then(|| layer.frozen_squares());
     let scale = squares.map(|squares| {
         let scale = |share: &Share| share.adapter()?.column_scale(&weight, &squares);
-        let ones = Tensor::ones([d_output], (&device, full_of([dtype])));
+        let ones = Tensor::ones([d_output], (&device, dtype));
         each(shares.iter().map(scale).collect(), ones)
     });
     let biases: Vec<Option<Tensor<1>>> =
         shares.iter().map(|share| share.output_bias(layer.bias(), dtype)).collect();
     let bias = shares.iter().any(Share::has_bias).then(|| {
         let zeros = || Tensor::zeros([d_output], (&device, dtype));
-        each(biases, layer.bias().unwrap_or_else(zeros))
+        each(biases, layer.bias().map_or_else(zeros, in_full))
     });
     Ok((adapter, Samples { ranks, scale, bias }))
 }

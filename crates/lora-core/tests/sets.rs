@@ -796,8 +796,8 @@ fn in_half_precision_a_mixed_batch_is_rounded_as_each_sample_alone() {
     let halves = Sizes { dtype: DType::BF16, ..full };
     let mut net = halves.net().valid();
     let mut sets = AdapterSets::new();
-    for (name, seed) in [("0", 3), ("1", 4)] {
-        sets.insert(name, full.set(seed, [true; 4])).unwrap();
+    for (name, set) in [("0", full.set(3, [true; 4])), ("1", halves.set(4, [true; 4]))] {
+        sets.insert(name, set).unwrap();
     }
     let names = [Some("0"), None, Some("1"), Some("0")];
     let outputs = |net: &Net, samples: std::ops::Range<usize>| {

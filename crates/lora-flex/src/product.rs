@@ -14,9 +14,8 @@ pub(crate) const PARALLEL_FROM: usize = 192 * 192 * 192;
 
 /// scaling · x · factor, where one side is as small as the rank.
 ///
-/// An f32 factor beside an x in half precision is not rounded: the product is formed in f32 from the values
-/// that x has, of which it takes a copy. Of two in half precision the product is rounded to that, as torch
-/// does, and scaled in f32: Burn would round the scaling too.
+/// In half precision the product is formed in f32 from copies of x and the factor, and not rounded. Burn's product
+/// of two in bf16 takes such copies too, and then rounds; its product with a number rounds the number.
 ///
 /// # Shapes
 /// - x `[rows, inner]`, factor `[inner, columns]`, output `[rows, columns]`, in f32 (f64 for f64)
@@ -24,8 +23,7 @@ pub(crate) const PARALLEL_FROM: usize = 192 * 192 * 192;
 /// # Panics
 /// When the shapes do not fit each other, or the dtypes differ other than f32 beside half precision.
 pub fn scaled_product(x: FlexTensor, factor: FlexTensor, scaling: f64) -> FlexTensor {
-    let (x, factor) = in_one_dtype(x, factor);
-    Flex::float_mul_scalar(widened(linear(x, factor, None)), scaling.into())
+    Flex::float_mul_scalar(linear(widened(x), widened(factor), None), scaling.into())
 }
 
 /// Both in f32 where one is and the other is in half precision.

@@ -52,14 +52,14 @@ pub trait LoraOps: Backend {
     }
 
     /// scaling · x · factor, for a factor A or B^T: x `[rows, inner]`, factor `[inner, columns]`; in the dtype
-    /// of x, or in f32 where a backend multiplies an f32 factor beside half precision as it is.
+    /// of x, or in f32 where a backend multiplies half precision in that.
     #[fusion(default)]
     fn scaled_product(
         x: FloatTensor<Self>,
         factor: FloatTensor<Self>,
         scaling: f64,
     ) -> FloatTensor<Self> {
-        let factor = in_dtype_of::<Self>(factor, &x);
+        let factor = in_dtype::<Self>(factor, x.dtype());
         scaled::<Self>(Self::product(x, factor), scaling)
     }
 
@@ -71,7 +71,7 @@ pub trait LoraOps: Backend {
         left: FloatTensor<Self>,
         right: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let right = in_dtype_of::<Self>(right, &left);
+        let right = in_dtype::<Self>(right, left.dtype());
         Self::float_add(y, Self::float_matmul(left, right))
     }
 
@@ -101,12 +101,8 @@ pub trait LoraOps: Backend {
     }
 }
 
-/// A factor in the dtype of `other`; itself where it is in that.
-fn in_dtype_of<B: Backend>(factor: FloatTensor<B>, other: &FloatTensor<B>) -> FloatTensor<B> {
-    match other.dtype() {
-        dtype if dtype == factor.dtype() => factor,
-        dtype => B::float_cast(factor, dtype.into()),
-    }
+fn in_dtype<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+    if tensor.dtype() == dtype { tensor } else { B::float_cast(tensor, dtype.into()) }
 }
 
 /// scaling · tensor, rounded once: Burn rounds the number to the tensor's dtype too, in bf16 by up to 0.4 %.
@@ -120,7 +116,7 @@ fn scaled<B: Backend>(tensor: FloatTensor<B>, scaling: f64) -> FloatTensor<B> {
     }
 }
 
-/// f32 factors beside half precision are multiplied as they are; others in the dtype of x.
+/// Beside half precision all is multiplied in f32.
 #[cfg(feature = "flex")]
 impl LoraOps for burn::backend::Flex {
     fn scaled_product(
@@ -129,8 +125,9 @@ impl LoraOps for burn::backend::Flex {
         scaling: f64,
     ) -> FloatTensor<Self> {
         let factor = match (x.dtype(), factor.dtype()) {
-            (DType::F16 | DType::BF16, DType::F32) => factor,
-            _ => in_dtype_of::<Self>(factor, &x),
+            (DType::F16 | DType::BF16, DType::F16 | DType::BF16) => factor, // each is widened
+            (DType::F16 | DType::BF16, _) => in_dtype::<Self>(factor, DType::F32),
+            (dtype, _) => in_dtype::<Self>(factor, dtype),
         };
         lora_flex::scaled_product(x, factor, scaling)
     }
@@ -140,7 +137,7 @@ impl LoraOps for burn::backend::Flex {
         left: FloatTensor<Self>,
         right: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let right = in_dtype_of::<Self>(right, &left);
+        let right = in_dtype::<Self>(right, left.dtype());
         lora_flex::add_product(y, left, right)
     }
 
@@ -199,7 +196,7 @@ impl<B: Backend + LoraOps> Backward<B, 3> for LoraLinearBackward {
 
         if let Some(node) = node_b {
             let db = B::transposed_product(saved.down, g.clone());
-            grads.register::<B>(node.id, in_dtype_of::<B>(db, &saved.lora_b));
+            grads.register::<B>(node.id, in_dtype::<B>(db, saved.lora_b.dtype()));
         }
         if node_a.is_none() && node_x.is_none() {
             return;
@@ -208,7 +205,7 @@ impl<B: Backend + LoraOps> Backward<B, 3> for LoraLinearBackward {
         let up = B::scaled_product(g.clone(), up, saved.scaling); // scaling g B^T, [rows, rank]
         if let Some(node) = node_a {
             let da = B::transposed_product(x, up.clone());
-            grads.register::<B>(node.id, in_dtype_of::<B>(da, &saved.lora_a));
+            grads.register::<B>(node.id, in_dtype::<B>(da, saved.lora_a.dtype()));
         }
         if let Some(node) = node_x {
             let dx = B::product(g, B::float_transpose(saved.weight));
@@ -261,8 +258,8 @@ impl<B: Backend + LoraOps, C: CheckpointStrategy> LoraOps for Autodiff<B, C> {
 /// - output `[rows, d_output]`
 ///
 /// `x` and `weight` have one dtype, which the output has too; the factors may have another, and their
-/// gradients have theirs. On Flex, two f32 factors beside half precision are multiplied as they are; others
-/// are in the dtype of `x` for the products.
+/// gradients have theirs. On Flex, x A and (x A) B are formed in f32 beside half precision, and the sum is
+/// rounded once; elsewhere the factors are in the dtype of `x` for the products.
 ///
 /// # Panics
 /// When the shapes do not fit each other, or the device's backend was not compiled into this crate

@@ -78,8 +78,8 @@ impl<'a> Meant<'a> {
     }
 
     /// The targets for which the file has nothing, and what trains in full where it has nothing for any that is
-    /// meant so: a checkpoint may hold layers beside those of the model (`v_head.summary`). So of biases only
-    /// those count whose path begins as that of a layer of the file does.
+    /// meant so: a checkpoint may hold layers beside those of the model. So of biases only those count whose
+    /// path begins as that of a layer of the file does (`model`, and not `v_head`).
     pub(super) fn absent<'p, T>(
         &self,
         paths: &'p BTreeSet<String>,

@@ -9,7 +9,7 @@
 //! add_product          y + left · right       [rows, columns] + [rows, rank] [rank, columns]
 //! transposed_product   left^T · right         [rows, m]^T [rows, n], one of them narrow
 //! linear               x · W + b              [rows, d_input] [d_input, d_output]
-//! attend               softmax(q k^T) v       few queries over a cache of keys and values
+//! attend               softmax(q k^T) v       queries over a cache of keys and values
 //! rms_norm             x / rms(x) · gamma     [..., width]
 //! rotate               rotary positions       [batch, length, heads * head_dim]
 //! gated                silu(gate) · up        [...]

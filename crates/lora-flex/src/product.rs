@@ -142,6 +142,15 @@ impl<'a> Matrix<'a> {
         Self::new(values, [count, self.shape[1]], self.strides)
     }
 
+    pub(crate) fn shape(self) -> [usize; 2] {
+        self.shape
+    }
+
+    pub(crate) fn transposed(self) -> Self {
+        let ([rows, columns], [row, column]) = (self.shape, self.strides);
+        Self { shape: [columns, rows], strides: [column, row], ..self }
+    }
+
     fn strides(&self) -> [isize; 2] {
         self.strides.map(|stride| stride as isize) // of an isize, or a length in memory
     }
@@ -152,17 +161,28 @@ pub(crate) fn check_fit(y: [usize; 2], left: [usize; 2], right: [usize; 2]) {
     assert!(fits, "add_product: y {y:?}, left {left:?} and right {right:?} do not fit");
 }
 
-/// y += left · right, where a row of y begins `stride` values after the one before.
-#[allow(unsafe_code)]
+/// y += left · right, where a row of y begins `stride` values after the one before; a large product on all threads.
 pub(crate) fn gemm_accumulate(y: &mut [f32], stride: usize, left: Matrix, right: Matrix) {
+    let [rows, rank] = left.shape;
+    let parallelism = match rows.saturating_mul(right.shape[1]).saturating_mul(rank) {
+        0..PARALLEL_FROM => gemm::Parallelism::None,
+        _ => gemm::Parallelism::Rayon(0),
+    };
+    gemm_accumulate_on(parallelism, y, stride, left, right);
+}
+
+#[allow(unsafe_code)]
+pub(crate) fn gemm_accumulate_on(
+    parallelism: gemm::Parallelism,
+    y: &mut [f32],
+    stride: usize,
+    left: Matrix,
+    right: Matrix,
+) {
     let ([rows, rank], [inner, columns]) = (left.shape, right.shape);
     assert!(rank == inner && columns <= stride, "{rank} by {inner}, {columns} in {stride}");
     let last_row = (rows - 1).checked_mul(stride); // a Matrix has values
     assert!(last_row.is_some_and(|last| y.len() >= columns && last <= y.len() - columns));
-    let parallelism = match rows.saturating_mul(columns).saturating_mul(rank) {
-        0..PARALLEL_FROM => gemm::Parallelism::None,
-        _ => gemm::Parallelism::Rayon(0),
-    };
     let ([left_rows, left_columns], [right_rows, right_columns]) =
         (left.strides(), right.strides());
     // SAFETY: gemm reads and writes y at row * stride + column, of which the assertions above bound the last by

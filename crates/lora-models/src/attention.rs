@@ -67,10 +67,7 @@ impl Attention {
         let rows = heads / kv_heads * length;
         let q = q.reshape([batch, kv_heads, rows, head_dim]);
         let scale = 1.0 / (head_dim as f64).sqrt();
-        let at_once = match places.hidden {
-            Some(_) => None,
-            None => kernels::attend(&q, &k, &v, scale),
-        };
+        let at_once = kernels::attend(&q, &k, &v, scale, places.hidden);
         let mixed = at_once.unwrap_or_else(|| {
             let scores = q.matmul(k.swap_dims(2, 3)).reshape([batch, heads, length, total]);
             let scores = scaled_in_f32(scores, scale);

@@ -3,7 +3,7 @@
 //! Each function gives `None` on other backends, with gradients, and for tensors of another form; the
 //! caller's own operations are for those. The results are the same but for rounding.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Bool, Tensor};
 
 /// The call of a function in `flex`, where that is compiled.
 macro_rules! on_flex {
@@ -22,7 +22,7 @@ macro_rules! on_flex {
 #[cfg(feature = "flex")]
 mod flex {
     use burn::backend::Flex;
-    use burn::tensor::{Device, Tensor};
+    use burn::tensor::{Bool, Device, Tensor};
     use lora_flex::FlexTensor;
 
     /// What Flex holds of a tensor without gradients.
@@ -53,8 +53,14 @@ mod flex {
         k: &Tensor<4>,
         v: &Tensor<4>,
         scale: f64,
+        hidden: Option<&Tensor<4, Bool>>,
     ) -> Option<Tensor<4>> {
-        let y = lora_flex::attend(&primitive(q)?, &primitive(k)?, &primitive(v)?, scale as f32)?;
+        let [q, k, v] = [primitive(q)?, primitive(k)?, primitive(v)?];
+        let hidden = match hidden {
+            Some(hidden) => Some(hidden.clone().try_into_primitive::<Flex>().ok()?),
+            None => None,
+        };
+        let y = lora_flex::attend(&q, &k, &v, scale as f32, hidden.as_ref())?;
         Some(Tensor::from_primitive::<Flex>(y))
     }
 
@@ -79,10 +85,16 @@ pub(crate) fn rotate(x: &Tensor<3>, cos: &Tensor<4>, sin: &Tensor<4>) -> Option<
     on_flex!(rotate(x, cos, sin))
 }
 
-/// softmax(scale q k^T) v, all queries seeing all keys: q `[batch, heads, rows, head_dim]`, k and v
-/// `[batch, heads, positions, head_dim]`.
-pub(crate) fn attend(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, scale: f64) -> Option<Tensor<4>> {
-    on_flex!(attend(q, k, v, scale))
+/// softmax(scale q k^T) v: q `[batch, heads, rows, head_dim]`, k and v `[batch, heads, positions, head_dim]`; row r
+/// does not see the keys that `hidden` `[1 or batch, 1, length, positions]` has for query r modulo length.
+pub(crate) fn attend(
+    q: &Tensor<4>,
+    k: &Tensor<4>,
+    v: &Tensor<4>,
+    scale: f64,
+    hidden: Option<&Tensor<4, Bool>>,
+) -> Option<Tensor<4>> {
+    on_flex!(attend(q, k, v, scale, hidden))
 }
 
 /// silu(gate) · up.
@@ -104,11 +116,13 @@ mod tests {
     fn has(device: &Device, dtype: DType) -> [bool; 4] {
         let x = || ones([1, 3, 8], device, dtype);
         let heads = || ones([1, 2, 3, 4], device, dtype);
+        let hidden = Tensor::<4, Bool>::from_data([[[[false, true, true]; 3]]], device);
         let angles = || ones([1, 1, 3, 4], device, dtype);
         [
             rms_norm(&x(), &ones([8], device, dtype), 1e-5).is_some(),
             rotate(&x(), &angles(), &angles()).is_some(),
-            attend(&heads(), &heads(), &heads(), 1.0).is_some(),
+            attend(&heads(), &heads(), &heads(), 1.0, None).is_some()
+                && attend(&heads(), &heads(), &heads(), 1.0, Some(&hidden)).is_some(),
             gated(&x(), &x()).is_some(),
         ]
     }

@@ -14,8 +14,11 @@ use crate::halves::widened;
 use crate::product::{Matrix, gemm_accumulate_on};
 use crate::weight::{Weight, tensor_of, values_of};
 
-/// Queries whose scores are formed at a time, at most and at least.
-const BLOCK: Range<usize> = 16..64;
+/// Queries whose scores are formed at a time, at least: each time, all keys that are seen are gone over.
+const FEWEST: usize = 16;
+
+/// And at most.
+const MOST: usize = 64;
 
 /// Scores that are formed at a time, about, so that they stay in the cache: 256 KiB.
 const SCORES: usize = 1 << 16;
@@ -38,7 +41,7 @@ pub(super) fn attend_in_blocks<T: Weight>(
     let queries = values_of::<f32>(&q)?;
     let (keys, values) = (Lines::of(k)?, Lines::of(v)?);
 
-    let most = (SCORES / hidden.positions).clamp(BLOCK.start, BLOCK.end);
+    let most = (SCORES / hidden.positions).clamp(FEWEST, MOST);
     let mut output = vec![T::round(0.0); q.layout().num_elements()];
     // Of the query heads that share keys, whole ones together where they are short, else parts of one.
     let together = hidden.length * (most / hidden.length).max(1);

@@ -10,10 +10,12 @@ use std::path::{Path, PathBuf};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Device, Gradients, Int, Tensor, TensorData};
-use lora_core::{Init, LoraConfig, TargetModules, VisitLora, inject, merge};
+use lora_core::{
+    AdapterSet, AdapterSets, Init, LoraConfig, TargetModules, VisitLora, inject, merge,
+};
 use lora_models::{
-    Decoder, DecoderConfig, KvCache, Packing, RopeScaling, Sampling, SaveOptions, WeightDtype,
-    open_weights, read_config, save_folder_with,
+    Decoder, DecoderConfig, GgufFile, KvCache, Packing, RopeScaling, Sampling, SaveOptions,
+    WeightDtype, open_weights, read_config, save_folder_with,
 };
 use tiny::{difference, golden, largest_difference, logits, tensor};
 
@@ -21,7 +23,7 @@ fn families() -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> =
         fs::read_dir(golden("families")).unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.sort();
-    assert!(folders.len() >= 14, "{folders:?}");
+    assert!(folders.len() >= 16, "{folders:?}");
     folders
 }
 
@@ -65,6 +67,42 @@ fn logits_in_bf16_are_those_of_transformers() {
         println!("{:<22} bf16 {apart:.2e}", name(&folder));
         assert!(apart <= 1e-2, "{}: {apart:e}", name(&folder));
     }
+}
+
+/// `make_gguf_families.py` wrote the files with ggml's own package.
+#[test]
+fn a_gguf_file_is_the_model_that_it_was_made_of() {
+    let mut seen = Vec::new();
+    for folder in families() {
+        let Ok(file) = GgufFile::open(folder.join("model.gguf")) else { continue };
+        let (config, expected) = (file.config().unwrap(), read_config(&folder).unwrap());
+        let sizes = |config: &DecoderConfig| {
+            (config.tensor_shapes(), config.experts.clone(), config.longest_text())
+        };
+        assert_eq!(sizes(&config), sizes(&expected), "{}", name(&folder));
+        seen.push((name(&folder).to_owned(), config.family.name));
+        for (dtype, bound) in [(WeightDtype::F32, 1e-5), (WeightDtype::BF16, 1e-2)] {
+            let device = Device::flex();
+            let decoder = Decoder::from_weights_as(&config, &file, dtype, &device).unwrap();
+            let found = logits(&decoder, &folder.join("golden.safetensors"));
+            let golden = if dtype == WeightDtype::F32 { "logits" } else { "logits_bf16" };
+            let apart = largest_difference(&found, &f32s(&folder, golden));
+            println!("{:<22} as {} {dtype:?} {apart:.2e}", name(&folder), config.family.name);
+            assert!(apart <= bound, "{}: {apart:e}", name(&folder));
+        }
+    }
+    // llama.cpp's format does not tell a Mistral from a Llama.
+    let expected = [
+        ("llama_linear", "llama"),
+        ("llama_llama3", "llama"),
+        ("llama_yarn", "llama"),
+        ("mistral_no_window", "llama"),
+        ("mixtral_no_window", "mixtral"),
+        ("qwen2_tied", "qwen2"),
+        ("qwen3_moe_all_layers", "qwen3_moe"),
+        ("qwen3_tied", "qwen3"),
+    ];
+    assert_eq!(seen, expected.map(|(folder, family)| (folder.to_owned(), family)));
 }
 
 #[test]
@@ -241,6 +279,61 @@ fn experts_are_adapted_by_the_same_rules_and_merged() {
         merge(&mut model).unwrap();
         let apart = largest_difference(&logits(&model, &path), &adapted);
         assert!(apart <= 1e-5, "{case}: {apart:e}");
+    }
+}
+
+/// The base and two adapters, of which one is on few experts only, in one batch.
+#[test]
+fn a_mixed_batch_has_adapters_on_experts() {
+    for case in ["mixtral", "qwen3_moe", "qwen3_moe_all_layers"] {
+        let folder = golden("families").join(case);
+        let device = Device::flex();
+        let load = || load(&folder, WeightDtype::F32, &device);
+        let adapters = |targets| {
+            let mut config = LoraConfig::new(3, 5.0);
+            config.target_modules = targets;
+            let (mut model, _) = inject(load(), &config).unwrap();
+            model.visit_lora_mut("", &mut |_, layer| {
+                let Some(adapter) = layer.adapter_mut() else { return };
+                for (turn, factor) in
+                    [&mut adapter.lora_a, &mut adapter.lora_b].into_iter().enumerate()
+                {
+                    let [rows, columns] = factor.dims();
+                    // The same each time: a near tie between two experts may go either way.
+                    let value = |index| ((index * (turn + 12)) as f32 * 1.7).sin() * 0.3;
+                    let values: Vec<f32> = (0..rows * columns).map(value).collect();
+                    let values = TensorData::new(values, [rows, columns]);
+                    *factor = Param::from_tensor(Tensor::from_data(values, &device));
+                }
+            });
+            AdapterSet::of(&model)
+        };
+        let few = match case {
+            "mixtral" => ["1.block_sparse_moe.experts.2.w1", "1.block_sparse_moe.experts.0.w2"],
+            _ => ["1.mlp.experts.1.up_proj", "1.mlp.experts.3.down_proj"],
+        };
+        let mut sets = AdapterSets::new();
+        sets.insert("all", adapters(TargetModules::AllLinear)).unwrap();
+        sets.insert("few", adapters(TargetModules::names(few))).unwrap();
+
+        let ids = ids(&folder, &device); // [2, 24]
+        let ids = Tensor::cat(vec![ids.clone(), ids.clone().flip([1]), ids], 0).narrow(0, 0, 5);
+        let names = [Some("all"), None, Some("few"), Some("all"), Some("few")];
+        let mut model = load();
+        let mixed = host(sets.mixed(&mut model, &names).unwrap().forward(ids.clone()));
+        let each = mixed.len() / names.len();
+        for (sample, name) in names.iter().enumerate() {
+            match name {
+                Some(name) => sets.activate(&mut model, name).unwrap(),
+                None => sets.deactivate(&mut model).unwrap(),
+            }
+            let alone = host(model.forward(ids.clone().narrow(0, sample, 1)));
+            let apart = largest_difference(&mixed[sample * each..][..each], &alone);
+            assert!(apart <= 2e-6, "{case}, sample {sample}: {apart:e}");
+            sets.deactivate(&mut model).unwrap();
+            let base = host(model.forward(ids.clone().narrow(0, sample, 1)));
+            assert_eq!(largest_difference(&alone, &base) > 1e-4, name.is_some(), "{case} {sample}");
+        }
     }
 }
 

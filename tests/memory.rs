@@ -138,6 +138,7 @@ fn big_folder(folder: &Path, layers: usize) -> f64 {
         num_attention_heads: 8,
         num_key_value_heads: 4,
         head_dim: 64,
+        sliding_window: None,
         tie_word_embeddings: true,
         ..read_config(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families/qwen3"))
             .unwrap()

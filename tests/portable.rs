@@ -232,6 +232,81 @@ fn a_gguf_adapter_comes_back() {
     }
 }
 
+/// Experts share a tensor in llama.cpp's format: other ranks and experts without an adapter are filled up.
+#[test]
+fn a_gguf_adapter_of_experts_has_the_bytes_of_ggmls_own_writer() {
+    for (family, layers) in [("mixtral", 7), ("qwen3_moe", 9)] {
+        let case = if family == "mixtral" { "mixtral_no_window" } else { "qwen3_moe_all_layers" };
+        let base = || decoder(&format!("families/{case}"));
+        let folder = golden("gguf_adapter").join(family);
+        let (model, report) = load_adapter(base(), &folder).unwrap();
+        assert_eq!(report.applied.adapted.len(), layers, "{family}");
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("adapter.gguf");
+        save_gguf_adapter(&model, &file).unwrap();
+        let expected = fs::read(folder.join("adapter.gguf")).unwrap();
+        assert!(fs::read(&file).unwrap() == expected, "{family}");
+
+        let ids: Vec<i32> = (0..24).map(|index| (index * 37 + 5) % 48).collect();
+        let logits = |decoder: &Decoder| -> Vec<f32> {
+            decoder.forward(decoder.token_tensor(&ids, 2)).into_data().iter::<f32>().collect()
+        };
+        let set = read_gguf_adapter(&base(), &file).unwrap();
+        let paths: Vec<_> = set.paths().map(str::to_owned).collect();
+        assert!(paths.iter().map(String::as_str).eq(AdapterSet::of(&model).paths()), "{paths:?}");
+        let again = set.attach(base()).unwrap().0;
+        let difference = apart(&logits(&again), &logits(&model));
+        assert!(difference <= 1e-6, "{family}: {difference:e}");
+        assert!(apart(&logits(&base()), &logits(&model)) > 1e-3, "{family}: the adapter acts");
+
+        // Each expert's part is looked at: the last one's has a NaN.
+        let (expert, stack) = match family {
+            "mixtral" => ("1.block_sparse_moe.experts.2.w2", "blk.1.ffn_down_exps"),
+            _ => ("0.mlp.experts.5.gate_proj", "blk.0.ffn_gate_exps"),
+        };
+        let set = AdapterSet::of(&model);
+        let Some(lora_core::Adaptation::LowRank(adapter)) =
+            set.get(&format!("model.layers.{expert}"))
+        else {
+            panic!("{expert}")
+        };
+        let value: f32 = adapter.lora_a.val().into_data().iter::<f32>().next().unwrap();
+        let mut bytes = expected;
+        let place = bytes.windows(4).position(|four| *four == value.to_le_bytes()).unwrap();
+        bytes[place..place + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+        fs::write(&file, bytes).unwrap();
+        let error = read_gguf_adapter(&base(), &file).unwrap_err().to_string();
+        let part = format!("'{stack}.weight.lora_a': expected finite values");
+        assert_eq!(error.matches(&part).count(), 1, "{family}: {error}");
+    }
+    // What is wrong with a stack is told once.
+    let other = golden("gguf_adapter/qwen3_moe/adapter.gguf");
+    let error = read_gguf_adapter(&decoder("families/qwen3_moe"), other).unwrap_err().to_string();
+    let parts = [
+        "'blk.0.ffn_gate_exps.weight.lora_a' belongs to no layer",
+        "'blk.1.ffn_up_exps.weight.lora_a': expected shape [5, 2, 24], found [6, 2, 24]",
+    ];
+    for part in parts {
+        assert_eq!(error.matches(part).count(), 1, "{part}: {error}");
+    }
+}
+
+#[test]
+fn an_adapter_on_experts_is_refused_by_a_reader_that_has_them_in_one_tensor() {
+    let (model, _) =
+        load_adapter(decoder("families/mixtral_no_window"), golden("gguf_adapter/mixtral"))
+            .unwrap();
+    let error = check_model_for(&model, &[Reader::Mlx]).unwrap_err();
+    let ErrorKind::NotPortable { problems } = error.kind() else { panic!("{error}") };
+    let [problem] = &problems[..] else { panic!("{error}") };
+    assert_eq!((problem.rule, problem.places.len()), (PortabilityRule::Expert, 5));
+    println!("{error}");
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("mlx");
+    assert!(save_mlx_adapter(&model, &folder, &AdapterInfo::default()).is_err());
+    assert!(!folder.exists());
+}
+
 #[test]
 fn a_gguf_file_that_is_no_adapter_of_the_model_is_refused() {
     let temp = tempfile::tempdir().unwrap();

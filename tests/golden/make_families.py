@@ -2,7 +2,7 @@
 """Makes a tiny random model of each family in families/, with what transformers makes of it.
 
     pip install torch==2.9.0 transformers==5.23.0 safetensors==0.8.0 numpy==2.4.6
-    python tests/golden/make_families.py
+    python tests/golden/make_families.py [CASE...]      (all cases unless some are named)
 
 Each folder is a model as Hugging Face writes it, in bf16, and golden.safetensors:
 
@@ -21,6 +21,7 @@ The same versions on the same processor write the same bytes; elsewhere the last
 """
 
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -117,6 +118,21 @@ CASES = {
             use_sliding_window=True, sliding_window=7, **rope(theta=1e6),
         ),
     ),
+    # As GGUF files can say them: no windows, experts in every layer.
+    "mixtral_no_window": (
+        "mixtral",
+        dict(
+            head_dim=6, num_key_value_heads=4, intermediate_size=20, num_local_experts=3,
+            num_experts_per_tok=2, sliding_window=None, **rope(theta=1e6),
+        ),
+    ),
+    "qwen3_moe_all_layers": (
+        "qwen3_moe",
+        dict(
+            head_dim=8, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=12,
+            norm_topk_prob=True, **rope(theta=1e6),
+        ),
+    ),
 }
 
 
@@ -149,6 +165,8 @@ def load(folder, dtype):
 def main():
     torch.set_num_threads(1)  # the order of a sum depends on the number of threads
     for seed, (name, (model_type, settings)) in enumerate(CASES.items()):
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         torch.manual_seed(seed)
         folder = HERE / name
         config = AutoConfig.for_model(model_type, **{**COMMON, **settings})

@@ -486,6 +486,11 @@ pub trait AdaptableLayer: private::Sealed {
     /// Whether what adapts it is folded into the weight.
     fn is_merged(&self) -> bool;
 
+    /// Whether each sample of a batch has an adapter of its own, as
+    /// [`AdapterSets::mixed`](crate::AdapterSets::mixed) has it, so that the leading axis of an input must be
+    /// that of the samples.
+    fn is_mixed(&self) -> bool;
+
     /// Whether what adapts it acts.
     fn is_enabled(&self) -> bool;
 
@@ -524,8 +529,6 @@ pub(crate) mod private {
         /// Puts back what is there, as it was before it was frozen.
         fn restore(&mut self, adaptation: Adaptation);
         fn set_samples(&mut self, samples: Option<Samples>);
-        /// Whether each sample of a batch has an adapter of its own.
-        fn is_mixed(&self) -> bool;
         fn copy_of_layer(&self) -> Replacement;
         fn new_adapter(&self, config: &AdapterConfig) -> Result<LoraAdapter>;
         fn frozen_squares(&self) -> Tensor<1>;
@@ -577,10 +580,6 @@ impl<F: FrozenLayer> private::Sealed for Adaptable<F> {
         if let Self::Lora(layer) = self {
             layer.samples = samples;
         }
-    }
-
-    fn is_mixed(&self) -> bool {
-        self.as_lora().is_some_and(|layer| layer.samples.is_some())
     }
 
     fn copy_of_layer(&self) -> Replacement {
@@ -646,6 +645,10 @@ impl<F: FrozenLayer> AdaptableLayer for Adaptable<F> {
             Self::Lora(layer) => layer.is_merged(),
             Self::Replaced(layer) => layer.merged,
         }
+    }
+
+    fn is_mixed(&self) -> bool {
+        self.as_lora().is_some_and(|layer| layer.samples.is_some())
     }
 
     fn is_enabled(&self) -> bool {

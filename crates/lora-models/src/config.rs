@@ -1,6 +1,8 @@
 //! The sizes and switches of a decoder, in the names of Hugging Face's `config.json`.
 
+use crate::error::{ErrorKind, Result};
 use crate::family::{ExpertNames, Family};
+use crate::rope::has_usable_frequencies;
 
 /// Everything that distinguishes one Llama-like decoder from another.
 #[derive(Debug, Clone, PartialEq)]
@@ -145,7 +147,104 @@ pub enum RopeScaling {
     },
 }
 
+// Limits far above any model: products of two sizes cannot overflow, and the list of a model's
+// tensors cannot fill the memory.
+pub(crate) const LARGEST: usize = 1 << 28;
+pub(crate) const MOST_LAYERS: usize = 10_000;
+pub(crate) const MOST_EXPERTS: usize = 1 << 16;
+pub(crate) const WIDEST_HEAD: usize = 1 << 16;
+
+/// A field that does not fit the others, or nothing.
+pub(crate) struct ConfigProblem {
+    pub(crate) field: &'static str,
+    pub(crate) expected: String,
+    pub(crate) found: String,
+}
+
 impl DecoderConfig {
+    /// Whether there can be such a decoder. What a file says was checked when it was read; building a
+    /// [`Decoder`](crate::Decoder) from a config made by hand asks it too.
+    ///
+    /// # Errors
+    /// When a size is 0 or absurd, or a field does not fit the others.
+    pub fn check(&self) -> Result<()> {
+        match self.problem() {
+            None => Ok(()),
+            Some(ConfigProblem { field, expected, found }) => {
+                Err(ErrorKind::Argument { what: field, expected, found }.into())
+            }
+        }
+    }
+
+    /// The first field that is wrong.
+    pub(crate) fn problem(&self) -> Option<ConfigProblem> {
+        let wrong =
+            |field, expected: String, found: String| Some(ConfigProblem { field, expected, found });
+        for (name, size, largest) in [
+            ("vocab_size", self.vocab_size, LARGEST),
+            ("hidden_size", self.hidden_size, LARGEST),
+            ("intermediate_size", self.intermediate_size, LARGEST),
+            ("num_hidden_layers", self.num_hidden_layers, MOST_LAYERS),
+            ("num_attention_heads", self.num_attention_heads, LARGEST),
+            ("num_key_value_heads", self.num_key_value_heads, LARGEST),
+            ("max_position_embeddings", self.max_position_embeddings, LARGEST),
+        ] {
+            if !(1..=largest).contains(&size) {
+                return wrong(name, format!("1 to {largest}"), size.to_string());
+            }
+        }
+        for (name, value) in [("rms_norm_eps", self.rms_norm_eps), ("rope_theta", self.rope_theta)]
+        {
+            if !(value.is_finite() && value > 0.0) {
+                return wrong(name, "a finite number above 0".to_owned(), value.to_string());
+            }
+        }
+        let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
+        if !heads.is_multiple_of(kv_heads) {
+            let expected = format!("a divisor of num_attention_heads = {heads}");
+            return wrong("num_key_value_heads", expected, kv_heads.to_string());
+        }
+        if !self.head_dim.is_multiple_of(2) || !(2..=WIDEST_HEAD).contains(&self.head_dim) {
+            let expected = format!("an even number from 2 to {WIDEST_HEAD}");
+            return wrong("head_dim", expected, self.head_dim.to_string());
+        }
+        if heads * self.head_dim > LARGEST {
+            let expected = format!("at most {LARGEST} in all heads");
+            return wrong("head_dim", expected, format!("{heads} heads of {}", self.head_dim));
+        }
+        if !has_usable_frequencies(self) {
+            let found = format!("{:?} with theta {}", self.rope_scaling, self.rope_theta);
+            let expected = "parameters that give finite frequencies".to_owned();
+            return wrong("rope_parameters", expected, found);
+        }
+        let each_layer = format!("one for each of {} layers", self.num_hidden_layers);
+        if let Some(window) = &self.sliding_window {
+            if window.width == 0 {
+                let expected = "a number of positions above 0".to_owned();
+                return wrong("sliding_window.width", expected, "0".to_owned());
+            }
+            if window.layers.len() != self.num_hidden_layers {
+                let found = window.layers.len().to_string();
+                return wrong("sliding_window.layers", each_layer, found);
+            }
+        }
+        let experts = self.experts.as_ref()?;
+        let sizes = [
+            ("experts.count", experts.count, MOST_EXPERTS / self.num_hidden_layers),
+            ("experts.per_token", experts.per_token, experts.count),
+            ("experts.intermediate_size", experts.intermediate_size, LARGEST),
+        ];
+        for (name, size, largest) in sizes {
+            if !(1..=largest).contains(&size) {
+                return wrong(name, format!("1 to {largest}"), size.to_string());
+            }
+        }
+        if experts.layers.len() != self.num_hidden_layers {
+            return wrong("experts.layers", each_layer, experts.layers.len().to_string());
+        }
+        None
+    }
+
     /// The longest text in tokens: `max_position_embeddings`, or what RoPE is stretched to where that is
     /// more. Configs of Llama 3.1 give the stretched length itself; older ones, and Qwen's with YaRN, the
     /// length of the first training.
@@ -244,3 +343,98 @@ pub(crate) const HEAD: &str = "lm_head.weight";
 
 /// The projections of a dense MLP: gate, up, down.
 pub(crate) const DENSE: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::family::FAMILIES;
+
+    fn config() -> DecoderConfig {
+        DecoderConfig {
+            family: &FAMILIES[4],
+            vocab_size: 11,
+            hidden_size: 12,
+            intermediate_size: 20,
+            num_hidden_layers: 3,
+            num_attention_heads: 6,
+            num_key_value_heads: 2,
+            head_dim: 4,
+            rms_norm_eps: 1e-5,
+            rope_theta: 1e4,
+            rope_scaling: RopeScaling::None,
+            max_position_embeddings: 32,
+            attention_bias: AttentionBias::None,
+            mlp_bias: false,
+            qk_norm: false,
+            sliding_window: Some(SlidingWindow { width: 5, layers: vec![true; 3] }),
+            experts: Some(ExpertsConfig {
+                count: 4,
+                per_token: 2,
+                intermediate_size: 8,
+                normalised: true,
+                layers: vec![true; 3],
+            }),
+            tie_word_embeddings: false,
+            initializer_range: 0.02,
+            bos_token_id: None,
+            eos_token_ids: vec![],
+        }
+    }
+
+    /// What is wrong with the config after a change.
+    fn refused(change: impl Fn(&mut DecoderConfig), field: &str) {
+        let mut config = config();
+        change(&mut config);
+        let error = config.check().unwrap_err();
+        assert!(
+            matches!(error.kind(), ErrorKind::Argument { what, .. } if *what == field),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn each_field_of_a_config_made_by_hand_is_checked() {
+        config().check().unwrap();
+        refused(|config| config.vocab_size = 0, "vocab_size");
+        refused(|config| config.hidden_size = 1 << 40, "hidden_size");
+        refused(|config| config.intermediate_size = 0, "intermediate_size");
+        refused(|config| config.num_hidden_layers = usize::MAX, "num_hidden_layers");
+        refused(|config| config.num_attention_heads = 0, "num_attention_heads");
+        refused(|config| config.num_key_value_heads = 4, "num_key_value_heads");
+        refused(|config| config.max_position_embeddings = 0, "max_position_embeddings");
+        refused(|config| config.rms_norm_eps = f64::NAN, "rms_norm_eps");
+        refused(|config| config.rope_theta = 0.0, "rope_theta");
+        for head_dim in [0, 3, 1 << 20] {
+            refused(|config| config.head_dim = head_dim, "head_dim");
+        }
+        refused(
+            |config| {
+                config.num_attention_heads = LARGEST;
+                config.num_key_value_heads = 1;
+            },
+            "head_dim",
+        );
+        let divided = |factors| RopeScaling::Divided { factors };
+        refused(|config| config.rope_scaling = divided(vec![1.0]), "rope_parameters");
+        let linear = RopeScaling::Linear { factor: 0.0 };
+        refused(|config| config.rope_scaling = linear.clone(), "rope_parameters");
+
+        let window = |config: &mut DecoderConfig| config.sliding_window.take().unwrap();
+        let narrow = |config: &mut DecoderConfig| {
+            config.sliding_window = Some(SlidingWindow { width: 0, ..window(config) });
+        };
+        refused(narrow, "sliding_window.width");
+        let short = |config: &mut DecoderConfig| {
+            config.sliding_window = Some(SlidingWindow { layers: vec![true], ..window(config) });
+        };
+        refused(short, "sliding_window.layers");
+        refused(|config| config.experts.as_mut().unwrap().count = 30_000, "experts.count");
+        refused(|config| config.experts.as_mut().unwrap().per_token = 5, "experts.per_token");
+        refused(|config| config.experts.as_mut().unwrap().per_token = 0, "experts.per_token");
+        let width = |config: &mut DecoderConfig| {
+            config.experts.as_mut().unwrap().intermediate_size = 0;
+        };
+        refused(width, "experts.intermediate_size");
+        refused(|config| config.experts.as_mut().unwrap().layers.push(true), "experts.layers");
+    }
+}

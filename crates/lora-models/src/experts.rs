@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData, activation::softmax};
-use lora_core::{AdaptableLinear, VisitLayer, VisitLayerMut, VisitLora, join_path};
+use lora_core::{AdaptableLayer, AdaptableLinear, VisitLayer, VisitLayerMut, VisitLora, join_path};
 
 use crate::family::ExpertNames;
 use crate::mlp::Mlp;
@@ -12,8 +12,8 @@ use crate::mlp::Mlp;
 /// y = Σ p_e · MLP_e(x) over the `per_token` experts with the largest p = softmax(router(x)), where the
 /// p of the chosen may be scaled to sum to one. The choice itself has no gradient.
 ///
-/// In a mixed batch of adapters (`AdapterSets::mixed`) experts can have none: tokens of several samples
-/// go through one together.
+/// In a mixed batch of adapters (`AdapterSets::mixed`) an expert with adapters gets the tokens of each sample
+/// apart, filled up to as many as the sample with the most of them has.
 ///
 /// # Shapes
 /// - input and output `[batch, length, hidden_size]`
@@ -56,23 +56,29 @@ impl Experts {
 
         let mut output = Tensor::zeros([tokens, width], (&device, dtype));
         for (number, expert) in self.experts.iter().enumerate() {
-            let slots: Vec<i32> = (0..chosen.len())
-                .filter(|slot| chosen[*slot] == number)
-                .map(|slot| slot as i32)
-                .collect();
+            let slots: Vec<usize> =
+                (0..chosen.len()).filter(|slot| chosen[*slot] == number).collect();
             if slots.is_empty() {
                 continue;
             }
-            let count = slots.len();
-            let rows: Vec<i32> = slots.iter().map(|slot| slot / self.per_token as i32).collect();
-            let index = |values: Vec<i32>| {
-                Tensor::<1, Int>::from_data(TensorData::new(values, [count]), &device)
+            let rows: Vec<usize> = slots.iter().map(|slot| slot / self.per_token).collect();
+            let index = |values: Vec<usize>| -> Tensor<1, Int> {
+                let values: Vec<i32> = values.into_iter().map(|value| value as i32).collect();
+                let count = values.len();
+                Tensor::from_data(TensorData::new(values, [count]), &device)
             };
-            let (slots, rows) = (index(slots), index(rows));
-            let own = x.clone().select(0, rows.clone()).reshape([1, count, width]);
-            let answer = expert.forward(own).reshape([count, width]);
-            let answer = answer.cast(DType::F32) * weights.clone().select(0, slots);
-            output = output.select_assign(0, rows, answer.cast(dtype), IndexingUpdateOp::Add);
+            let answer = if is_mixed(expert) {
+                let (taken, kept) = by_sample(&rows, [batch, length]);
+                let most = taken.len() / batch;
+                let own = x.clone().select(0, index(taken)).reshape([batch, most, width]);
+                expert.forward(own).reshape([batch * most, width]).select(0, index(kept))
+            } else {
+                let own = x.clone().select(0, index(rows.clone())).reshape([1, rows.len(), width]);
+                expert.forward(own).reshape([rows.len(), width])
+            };
+            let answer = answer.cast(DType::F32) * weights.clone().select(0, index(slots));
+            let answer = answer.cast(dtype);
+            output = output.select_assign(0, index(rows), answer, IndexingUpdateOp::Add);
         }
         output.reshape([batch, length, width])
     }
@@ -81,6 +87,28 @@ impl Experts {
         let expert = join_path(path, &format!("experts.{number}"));
         self.names.projections.map(|name| join_path(&expert, name))
     }
+}
+
+fn is_mixed(expert: &Mlp) -> bool {
+    [&expert.gate_proj, &expert.up_proj, &expert.down_proj].iter().any(|layer| layer.is_mixed())
+}
+
+/// For ascending `rows` of `[batch, length]`: which rows to take so that each sample has equally many, one
+/// sample after the other, and where among these the rows asked for are. What fills up is a sample's first.
+fn by_sample(rows: &[usize], [batch, length]: [usize; 2]) -> (Vec<usize>, Vec<usize>) {
+    let mut samples = vec![Vec::new(); batch];
+    for row in rows {
+        samples[row / length].push(*row);
+    }
+    let most = samples.iter().map(Vec::len).max().unwrap_or_default();
+    let kept = samples.iter().enumerate();
+    let kept =
+        kept.flat_map(|(sample, rows)| (0..rows.len()).map(move |place| sample * most + place));
+    let kept = kept.collect();
+    for (sample, rows) in samples.iter_mut().enumerate() {
+        rows.resize(most, sample * length);
+    }
+    (samples.concat(), kept)
 }
 
 // By hand, since a checkpoint's names of an expert's projections differ by family.
@@ -106,5 +134,18 @@ impl VisitLora for Experts {
             }
         }
         self.gate.visit_lora_mut(&join_path(path, "gate"), visit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_get_equally_many_rows() {
+        // Three samples of four rows: two, none and one of them go through the expert.
+        let (taken, kept) = by_sample(&[1, 3, 8], [3, 4]);
+        assert_eq!(taken, [1, 3, 4, 4, 8, 8]);
+        assert_eq!(kept, [0, 1, 4]);
     }
 }

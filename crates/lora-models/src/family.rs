@@ -13,7 +13,8 @@ pub struct Family {
     /// The class in transformers, in `architectures` of `config.json`.
     pub architecture: &'static str,
     /// `general.architecture` in a GGUF file, if this crate knows llama.cpp's names of its tensors. Of
-    /// several families with the same, a file holds the first.
+    /// several families with the same, a file without experts is read as the first, and one with
+    /// experts as the first that has some.
     pub gguf_architecture: Option<&'static str>,
     /// Which attention projections have a bias.
     pub(crate) attention_bias: BiasRule,
@@ -200,7 +201,7 @@ pub static FAMILIES: [Family; 6] = [
     Family {
         name: "qwen3_moe",
         architecture: "Qwen3MoeForCausalLM",
-        gguf_architecture: None,
+        gguf_architecture: Some("qwen3moe"),
         attention_bias: BiasRule::Asked,
         has_mlp_bias: false,
         qk_norm: true,
@@ -220,6 +221,15 @@ impl Family {
     /// The family with this `model_type`.
     pub fn named(model_type: &str) -> Option<&'static Self> {
         FAMILIES.iter().find(|family| family.name == model_type)
+    }
+
+    /// The family of a GGUF file: the first with this architecture, among those that have experts if the
+    /// file has some.
+    pub(crate) fn in_gguf(architecture: &str, has_experts: bool) -> Option<&'static Self> {
+        FAMILIES.iter().find(|family| {
+            family.gguf_architecture == Some(architecture)
+                && family.experts.is_some() == has_experts
+        })
     }
 
     /// The names of all families, for messages.

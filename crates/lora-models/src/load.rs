@@ -21,8 +21,8 @@ impl Decoder {
     /// Builds the decoder that `config` describes from the tensors of `source`, in f32.
     ///
     /// # Errors
-    /// When a tensor is missing, unused, of another shape (all of them are named, before anything is
-    /// read), or cannot be read.
+    /// When no decoder can be as `config` says ([`DecoderConfig::check`]); when a tensor is missing, unused,
+    /// of another shape (all of them are named, before anything is read), or cannot be read.
     pub fn from_weights(
         config: &DecoderConfig,
         source: &dyn WeightSource,
@@ -42,6 +42,7 @@ impl Decoder {
         dtype: WeightDtype,
         device: &Device,
     ) -> Result<Self> {
+        config.check()?;
         check_tensors(config, source)?;
         let config = &with_the_head_of(config, source, dtype)?;
         let memory = Memory::of(size_of_model(config, dtype), device);

@@ -1,5 +1,6 @@
 //! Starting weights for a decoder that is trained from scratch.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use rand::SeedableRng;
@@ -14,7 +15,8 @@ use crate::weights::{HostTensor, WeightDtype, WeightSource};
 /// transformers starts a Llama. The same seed gives the same values.
 #[derive(Debug, Clone)]
 pub struct RandomWeights {
-    shapes: Vec<(String, Vec<usize>)>,
+    /// Under their names, and the place in the model's order, which the values depend on.
+    shapes: BTreeMap<String, (usize, Vec<usize>)>,
     normal: Normal<f32>,
     seed: u64,
 }
@@ -23,8 +25,10 @@ impl RandomWeights {
     /// Starting weights for the decoder that `config` describes.
     ///
     /// # Errors
-    /// When `initializer_range` is negative or not finite.
+    /// When there can be no such decoder ([`DecoderConfig::check`]), or `initializer_range` is negative or
+    /// not finite.
     pub fn new(config: &DecoderConfig, seed: u64) -> Result<Self> {
+        config.check()?;
         let std = config.initializer_range as f32;
         let normal = Normal::new(0.0, std).map_err(|_| {
             Error::malformed(
@@ -34,7 +38,9 @@ impl RandomWeights {
                 std.to_string(),
             )
         })?;
-        Ok(Self { shapes: config.tensor_shapes(), normal, seed })
+        let shapes = config.tensor_shapes().into_iter().enumerate();
+        let shapes = shapes.map(|(place, (name, shape))| (name, (place, shape))).collect();
+        Ok(Self { shapes, normal, seed })
     }
 }
 
@@ -46,21 +52,17 @@ impl WeightSource for RandomWeights {
     }
 
     fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.shapes.iter().map(|(name, _)| name.clone()).collect();
-        names.sort_unstable();
-        names
+        self.shapes.keys().cloned().collect()
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.shapes.iter().find(|(known, _)| known == name).map(|(_, shape)| shape.clone())
+        self.shapes.get(name).map(|(_, shape)| shape.clone())
     }
 
     fn read_as(&self, name: &str, dtype: WeightDtype) -> Result<HostTensor> {
-        let position =
-            self.shapes.iter().position(|(known, _)| known == name).ok_or_else(|| {
-                Error::malformed(PLACE, name, "a tensor of the model", "no such tensor")
-            })?;
-        let shape = self.shapes[position].1.clone();
+        let (position, shape) = self.shapes.get(name).cloned().ok_or_else(|| {
+            Error::malformed(PLACE, name, "a tensor of the model", "no such tensor")
+        })?;
         let count = shape.iter().product();
         let values: Vec<f32> = if name.ends_with("norm.weight") {
             vec![1.0; count]

@@ -71,6 +71,9 @@ pub enum PortabilityRule {
     /// llama.cpp and mlx-lm give its update to a head that is tied to it, which PEFT and this library
     /// do not.
     Embedding,
+    /// No adapter on a single expert of a mixture. mlx-lm, whose models have a projection of all experts
+    /// of a block in one layer.
+    Expert,
     /// No adapter on the head. mistral.rs.
     Head,
     /// One rank and one alpha: vLLM takes `lora_alpha` and `r` for every layer.
@@ -131,6 +134,9 @@ impl PortabilityProblem {
                 "no adapter on an embedding that is the head too (it gives the head the same update, \
                  which it did not have in training)"
             }
+            (Rule::Expert, _) => {
+                "no adapter on a single expert (it has all experts of a block in one layer)"
+            }
             (Rule::Head, _) => "no adapter on lm_head",
             (Rule::OneScaling, _) => {
                 "one rank and one alpha (it ignores rank_pattern and alpha_pattern in the scaling)"
@@ -158,7 +164,7 @@ impl PortabilityProblem {
             Rule::TrainableTokens => {
                 "train without trainable_tokens, or merge and serve the whole model".to_owned()
             }
-            Rule::Convolution | Rule::Embedding | Rule::Head => {
+            Rule::Convolution | Rule::Embedding | Rule::Expert | Rule::Head => {
                 "leave it out of target_modules, or merge and serve the whole model".to_owned()
             }
             Rule::OneScaling | Rule::OneAlpha | Rule::AlphaOverRank => {
@@ -320,6 +326,12 @@ fn is_head(path: &str) -> bool {
     path == "lm_head" || path.ends_with(".lm_head")
 }
 
+/// Whether the path leads through one of a list of experts, as `mlp.experts.3.up_proj` does.
+fn is_expert(path: &str) -> bool {
+    let mut after = path.split('.').skip_while(|part| *part != "experts").skip(1);
+    after.next().is_some_and(|part| part.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 /// An adapted layer, as far as the rules look at it.
 struct Adapted {
     path: String,
@@ -423,7 +435,9 @@ fn layer_problems(
         Reader::MistralRs => {
             add(Rule::Head, "one", &|layer| low_rank(&layer) && is_head(&layer.path))
         }
-        Reader::Mlx => {}
+        Reader::Mlx => {
+            add(Rule::Expert, "some", &|layer| low_rank(&layer) && is_expert(&layer.path))
+        }
     }
     problems
 }

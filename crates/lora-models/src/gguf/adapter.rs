@@ -9,15 +9,20 @@
 //! ```text
 //! blk.0.attn_q.weight.lora_a   [rank, d_input]       blk.0.attn_q.weight.lora_b   [d_output, rank]
 //! token_embd.weight.lora_a     [vocabulary, rank]    token_embd.weight.lora_b     [d_output, rank]
+//! blk.0.ffn_up_exps.weight.lora_a  [experts, rank, d_input]
+//! blk.0.ffn_up_exps.weight.lora_b  [experts, d_output, rank]
 //! ```
+//!
+//! A projection of all experts of a block has one pair of tensors, as its weight has one; an expert
+//! without an adapter is zeros there, and a smaller rank than the largest is padded with zeros.
 //!
 //! llama.cpp's factor is alpha / (the tensor's own rank), or 1 for alpha = 0. The rows of `lora_b` of q
 //! and k are in the order in which llama.cpp has those of the weight; `lora_a` has no such rows.
 //!
 //! Source: llama.cpp's `convert_lora_to_gguf.py`, `src/llama-adapter.cpp`, `src/llama-adapter.h`
-//! (`get_scale`) and `src/llama-graph.cpp` (`build_inp_embd`), 2026.
+//! (`get_scale`) and `src/llama-graph.cpp` (`build_inp_embd`, `build_lora_mm_id`), 2026.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -26,13 +31,14 @@ use lora_core::{
     check_written_for, write_file,
 };
 
-use super::names::{self, Naming, Rows};
+use super::names::{self, Expert, Naming, Rows};
 use super::reader::GgufFile;
 use super::weights::{halved_rows, paired_rows};
 use super::writer::Writer;
 use crate::config::DecoderConfig;
 use crate::decoder::Decoder;
 use crate::error::{Error, ErrorKind, Result};
+use crate::family::ExpertNames;
 use crate::weights::WeightSource;
 
 const ARCHITECTURE: &str = "general.architecture";
@@ -47,7 +53,8 @@ const ALL_F32: u32 = 0;
 ///
 /// The file has one alpha. Where the adapters' factors do not follow from it (rsLoRA, other alphas of some
 /// layers), they are folded into B in f32; ranks may differ, since llama.cpp divides by each
-/// tensor's own. An adapter with an offset is written in its plain form.
+/// tensor's own. An adapter with an offset is written in its plain form. A mixture of experts has one
+/// tensor for a projection of all experts of a block: those without an adapter get zeros.
 ///
 /// # Errors
 /// When the file exists already or cannot be written; when the decoder has no adapter, one that is not
@@ -77,33 +84,124 @@ pub fn save_gguf_adapter(decoder: &Decoder, path: impl AsRef<Path>) -> Result<()
         .key(ADAPTER_TYPE, "lora")
         .key(ALPHA, alpha as f32)
         .key(FILE_TYPE, ALL_F32);
-    // The factor as llama.cpp computes it, in f32, from the alpha that it reads.
-    let theirs = |rank: usize| f64::from(alpha as f32) / rank as f64;
+    let experts = experts(decoder.config());
+    // In the order of the model, a stack of experts where its first is.
+    let (mut pairs, mut stacks) = (Vec::<Pair>::new(), BTreeMap::<String, usize>::new());
     for (path, kind, adapter) in &layers {
-        let naming = names::llama_cpp(&format!("{path}.weight")).ok_or_else(|| {
+        let naming = names::llama_cpp(&format!("{path}.weight"), experts).ok_or_else(|| {
             argument("adapter", "adapters on layers that llama.cpp has a name for", path)
         })?;
-        let [a, b] = [&adapter.lora_a, &adapter.lora_b]
-            .map(|factor| factor.val().without_autodiff().cast(DType::F32));
-        let ratio = adapter.scaling() / theirs(adapter.rank());
-        let b = if ratio == 1.0 { b } else { b.mul_scalar(ratio) };
-        let a = if *kind == LayerKind::Embedding { a } else { a.transpose() };
-        let (a, mut b) = (to_host(a), to_host(b.transpose()));
-        if a.data.iter().chain(&b.data).any(|value| !value.is_finite()) {
-            return Err(argument(
-                "adapter",
-                "finite values in A and B",
-                format!("others at {path}"),
-            ));
+        let head_dim = head_rows(decoder.config(), naming.rows);
+        let factors = Factors::of(path, adapter, *kind, head_dim)?;
+        let Expert::One(number) = naming.expert else {
+            pairs.push(Pair { name: naming.name, stack: None, factors: vec![factors] });
+            continue;
+        };
+        let place = *stacks.entry(naming.name.clone()).or_insert(pairs.len());
+        if place == pairs.len() {
+            let count = expert_count(decoder.config());
+            let factors = (0..count).map(|_| factors.zeros()).collect();
+            pairs.push(Pair { name: naming.name, stack: Some(count), factors });
         }
-        if let Some(head_dim) = head_rows(decoder.config(), naming.rows) {
-            b.data = paired_rows(&b.data, b.shape[0] as usize, head_dim);
-        }
-        for (factor, tensor) in [("lora_a", a), ("lora_b", b)] {
-            writer = writer.f32s(&format!("{}.{factor}", naming.name), &tensor.shape, &tensor.data);
+        pairs[place].factors[number] = factors;
+    }
+    for pair in pairs {
+        for (name, shape, values) in pair.tensors(alpha as f32) {
+            writer = writer.f32s(&name, &shape, &values);
         }
     }
     Ok(write_file(path, &writer.finish_padded())?)
+}
+
+/// One adapter's factors as llama.cpp has them, with its factor.
+struct Factors {
+    /// `[rank, d_input]`; of an embedding `[vocabulary, rank]`.
+    a: Vec<f32>,
+    /// `[d_output, rank]`.
+    b: Vec<f32>,
+    is_embedding: bool,
+    /// d_input or the vocabulary, and d_output.
+    dims: [usize; 2],
+    rank: usize,
+    scaling: f64,
+}
+
+impl Factors {
+    fn of(
+        path: &str,
+        adapter: &LoraAdapter,
+        kind: LayerKind,
+        head_dim: Option<usize>,
+    ) -> Result<Self> {
+        let [a, b] = [&adapter.lora_a, &adapter.lora_b]
+            .map(|factor| factor.val().without_autodiff().cast(DType::F32));
+        let (dims, rank) = ([a.dims()[0], b.dims()[1]], adapter.rank());
+        let is_embedding = kind == LayerKind::Embedding;
+        let a = to_host(if is_embedding { a } else { a.transpose() });
+        let mut b = to_host(b.transpose());
+        if a.iter().chain(&b).any(|value| !value.is_finite()) {
+            let found = format!("others at {path}");
+            return Err(argument("adapter", "finite values in A and B", found));
+        }
+        if let Some(head_dim) = head_dim {
+            b = paired_rows(&b, dims[1], head_dim);
+        }
+        Ok(Self { a, b, is_embedding, dims, rank, scaling: adapter.scaling() })
+    }
+
+    /// Those of no adapter beside this one.
+    fn zeros(&self) -> Self {
+        Self { a: vec![], b: vec![], rank: 0, ..*self }
+    }
+
+    /// The factors with `rank`, filled up with zeros, and B times what `theirs`, llama.cpp's factor, lacks.
+    fn into_rank(mut self, rank: usize, theirs: f64) -> [Vec<f32>; 2] {
+        let ratio = self.scaling / theirs;
+        if ratio != 1.0 {
+            self.b.iter_mut().for_each(|value| *value *= ratio as f32);
+        }
+        if self.rank == rank {
+            return [self.a, self.b];
+        }
+        let [d_input, d_output] = self.dims;
+        self.a.resize(rank * d_input, 0.0);
+        let mut b = vec![0.0; d_output * rank];
+        if self.rank > 0 {
+            for (line, values) in b.chunks_exact_mut(rank).zip(self.b.chunks_exact(self.rank)) {
+                line[..self.rank].copy_from_slice(values);
+            }
+        }
+        [self.a, b]
+    }
+}
+
+/// What belongs to one tensor of the base.
+struct Pair {
+    name: String,
+    /// The number of experts, where the tensor has those of all.
+    stack: Option<usize>,
+    factors: Vec<Factors>,
+}
+
+impl Pair {
+    /// The names, shapes and values of both tensors.
+    fn tensors(self, alpha: f32) -> [(String, Vec<u64>, Vec<f32>); 2] {
+        let rank = self.factors.iter().map(|factors| factors.rank).max().unwrap_or_default();
+        let [d_input, d_output] = self.factors[0].dims;
+        let a_shape = if self.factors[0].is_embedding { [d_input, rank] } else { [rank, d_input] };
+        // The factor as llama.cpp computes it, in f32, from the alpha that it reads.
+        let theirs = f64::from(alpha) / rank as f64;
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        for factors in self.factors {
+            let [own_a, own_b] = factors.into_rank(rank, theirs);
+            a.extend(own_a);
+            b.extend(own_b);
+        }
+        [("lora_a", a_shape, a), ("lora_b", [d_output, rank], b)].map(|(factor, shape, values)| {
+            let shape = self.stack.into_iter().chain(shape).map(|size| size as u64).collect();
+            (format!("{}.{factor}", self.name), shape, values)
+        })
+    }
 }
 
 /// Reads an adapter file of llama.cpp's for the decoder, without putting it on
@@ -128,29 +226,35 @@ pub fn read_gguf_adapter(decoder: &Decoder, path: impl AsRef<Path>) -> Result<Ad
         return Err(Error::unsupported(path, ALORA, "an activated LoRA", "LoRA"));
     }
     let alpha = file.required(ALPHA, file.f64(ALPHA)?)?;
-    let (mut pairs, mut problems) = (BTreeMap::<Naming, [Option<String>; 2]>::new(), Vec::new());
+    let experts = experts(decoder.config());
+    let (mut pairs, mut problems) = (BTreeMap::<String, [Option<String>; 2]>::new(), Vec::new());
     for name in file.names() {
         let parts = name.rsplit_once('.').and_then(|(base, factor)| {
             let place = ["lora_a", "lora_b"].iter().position(|known| *known == factor)?;
-            Some((names::hugging_face(base)?, place))
+            names::hugging_face(base, experts)?;
+            Some((base.to_owned(), place))
         });
         match parts {
-            Some((naming, place)) => pairs.entry(naming).or_default()[place] = Some(name),
+            Some((base, place)) => pairs.entry(base).or_default()[place] = Some(name),
             None => problems.push(format!("'{name}' is unused")),
         }
     }
-    let mut entries = Vec::new();
+    let (mut entries, mut served) = (Vec::new(), BTreeSet::new());
     decoder.visit_lora("", &mut |layer_path, layer| {
-        let weight = format!("{layer_path}.weight");
-        let Some(naming) = pairs.keys().find(|naming| naming.name == weight).cloned() else {
+        let Some(naming) = names::llama_cpp(&format!("{layer_path}.weight"), experts) else {
             return;
         };
-        let pair = pairs.remove(&naming).unwrap_or_default();
-        match read_pair(&file, layer, pair, alpha, head_rows(decoder.config(), naming.rows)) {
-            Ok(adapter) => entries.push((layer_path.to_owned(), adapter)),
+        let Some(pair) = pairs.get(&naming.name) else { return };
+        served.insert(naming.name.clone());
+        match read_pair(&file, decoder.config(), layer, &naming, pair, alpha) {
+            Ok(Some(adapter)) => entries.push((layer_path.to_owned(), adapter)),
+            Ok(None) => {}
+            // The experts of a stack share its names and shapes, and what is wrong with those.
+            Err(problem) if problems.contains(&problem) => {}
             Err(problem) => problems.push(problem),
         }
     });
+    pairs.retain(|base, _| !served.contains(base));
     for name in pairs.into_values().flatten().flatten() {
         problems.push(format!("'{name}' belongs to no layer of the model"));
     }
@@ -160,45 +264,65 @@ pub fn read_gguf_adapter(decoder: &Decoder, path: impl AsRef<Path>) -> Result<Ad
     Err(ErrorKind::Weights { path: path.to_owned(), problems }.into())
 }
 
-/// A layer's adapter, or one line about what is wrong with it.
+/// A layer's adapter, nothing for an expert whose part of a stack is zeros, or one line about what is wrong.
 fn read_pair(
     file: &GgufFile,
+    config: &DecoderConfig,
     layer: &dyn AdaptableLayer,
-    pair: [Option<String>; 2],
+    naming: &Naming,
+    pair: &[Option<String>; 2],
     alpha: f64,
-    head_dim: Option<usize>,
-) -> Result<LoraAdapter, String> {
-    let [a_name, b_name] = match pair {
-        [Some(a), Some(b)] => [a, b],
-        [a, b] => {
-            let name = a.or(b).unwrap_or_default();
-            return Err(format!("'{name}' is there without its other half"));
-        }
+) -> Result<Option<LoraAdapter>, String> {
+    let [Some(a_name), Some(b_name)] = pair else {
+        let name = pair.iter().flatten().next().map_or("", String::as_str);
+        return Err(format!("'{name}' is there without its other half"));
     };
     let is_embedding = layer.kind() == LayerKind::Embedding;
-    let read = |name: &str| file.read(name).map_err(|error| error.to_string());
-    let (a, mut b) = (read(&a_name)?, read(&b_name)?);
     let [d_input, d_output] = layer.dims();
-    let rank = b.shape.get(1).copied().unwrap_or_default();
-    let shape = if is_embedding { [d_input, rank] } else { [rank, d_input] };
-    for (name, found, expected) in [(a_name, &a, shape), (b_name, &b, [d_output, rank])] {
-        if found.shape != expected || rank == 0 {
-            return Err(format!("'{name}': expected shape {expected:?}, found {:?}", found.shape));
+    let shape = |name: &str| file.shape(name).unwrap_or_default();
+    let rank = shape(b_name).last().copied().unwrap_or_default();
+    let a_shape = if is_embedding { [d_input, rank] } else { [rank, d_input] };
+    let stack = (naming.expert != Expert::None).then(|| expert_count(config));
+    let read = |name: &str, expected: [usize; 2]| {
+        let expected: Vec<usize> = stack.into_iter().chain(expected).collect();
+        let found = shape(name);
+        if found != expected || rank == 0 {
+            return Err(format!("'{name}': expected shape {expected:?}, found {found:?}"));
         }
-        if !found.values.is_finite() {
-            return Err(format!("'{name}': expected finite values, found NaN or infinity"));
+        let values = match naming.expert {
+            Expert::One(number) => file.part(name, number),
+            _ => file.read(name).map(|tensor| tensor.values.to_f32()),
+        };
+        let values = values.map_err(|error| error.to_string())?;
+        match values.iter().all(|value| value.is_finite()) {
+            true => Ok(values),
+            false => Err(format!("'{name}': expected finite values, found NaN or infinity")),
         }
+    };
+    let (a, mut b) = (read(a_name, a_shape)?, read(b_name, [d_output, rank])?);
+    if stack.is_some() && a.iter().chain(&b).all(|value| *value == 0.0) {
+        return Ok(None);
     }
-    if let Some(head_dim) = head_dim {
-        b.values = halved_rows(&b.values.to_f32(), d_output, head_dim).into();
+    if let Some(head_dim) = head_rows(config, naming.rows) {
+        b = halved_rows(&b, d_output, head_dim);
     }
     let device = layer.weight().device();
-    let a = on_device(a.values.to_f32(), shape, &device);
+    let a = on_device(a, a_shape, &device);
     let a = if is_embedding { a } else { transposed(a) };
-    let b = transposed(on_device(b.values.to_f32(), [d_output, rank], &device));
+    let b = transposed(on_device(b, [d_output, rank], &device));
     let alpha = if alpha == 0.0 { rank as f64 } else { alpha };
     LoraAdapter::from_tensors(a, b, alpha, Scaling::AlphaOverRank)
+        .map(Some)
         .map_err(|error| error.to_string())
+}
+
+/// How the names of a decoder's experts are made, where it has some.
+fn experts(config: &DecoderConfig) -> Option<ExpertNames> {
+    config.experts.is_some().then(|| config.expert_names())
+}
+
+fn expert_count(config: &DecoderConfig) -> usize {
+    config.experts.as_ref().map_or(0, |experts| experts.count)
 }
 
 /// The width of the heads whose rows llama.cpp has in an order of its own, which it has for Llamas only.
@@ -221,20 +345,13 @@ fn on_device(data: Vec<f32>, shape: [usize; 2], device: &Device) -> Tensor<2> {
 /// Transposed in memory too: every forward pass reads it.
 fn transposed(tensor: Tensor<2>) -> Tensor<2> {
     let device = tensor.device();
-    let tensor = to_host(tensor.transpose());
-    let shape = [tensor.shape[0] as usize, tensor.shape[1] as usize];
-    on_device(tensor.data, shape, &device)
+    let tensor = tensor.transpose();
+    let shape = tensor.dims();
+    on_device(to_host(tensor), shape, &device)
 }
 
-struct Host {
-    shape: Vec<u64>,
-    data: Vec<f32>,
-}
-
-fn to_host(tensor: Tensor<2>) -> Host {
-    let shape = tensor.dims().map(|size| size as u64).to_vec();
-    let data = tensor.without_autodiff().into_data();
-    Host { shape, data: data.try_to_vec().expect("the tensor is f32") }
+fn to_host(tensor: Tensor<2>) -> Vec<f32> {
+    tensor.without_autodiff().into_data().try_to_vec().expect("the tensor is f32")
 }
 
 fn argument(what: &'static str, expected: &str, found: impl ToString) -> Error {

@@ -3,25 +3,26 @@
 use std::f64::consts::PI;
 
 use super::reader::{GgufFile, ROPE_FREQS};
-use crate::config::{AttentionBias, DecoderConfig, RopeScaling};
+use crate::config::{
+    AttentionBias, ConfigProblem, DecoderConfig, ExpertsConfig, LARGEST, RopeScaling, WIDEST_HEAD,
+};
 use crate::error::{Error, Result};
-use crate::family::{FAMILIES, Family};
-use crate::rope::{has_usable_frequencies, yarn_attention_factor};
+use crate::family::{ExpertNames, FAMILIES, Family};
+use crate::rope::yarn_attention_factor;
 
 const ARCHITECTURE: &str = "general.architecture";
-/// These two behind the architecture's name.
+/// These behind the architecture's name.
+const EXPERTS: &str = "expert_count";
 const HEADS: &str = "attention.head_count";
 const KEY_HEADS: &str = "attention.head_count_kv";
+const WIDTH: &str = "feed_forward_length";
 const QKV: [&str; 3] = ["q_proj", "k_proj", "v_proj"];
 
 /// llama.cpp's value where the key is absent.
 const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 /// GGUF does not store it; every Llama's `config.json` has this one.
 const INITIALIZER_RANGE: f64 = 0.02;
-/// Far above any real size, and low enough that the product of two sizes does not overflow.
-const MAX_SIZE: u32 = 1 << 30;
-/// The same for the width of a head, each pair of which has a frequency.
-const MAX_HEAD_DIM: usize = 1 << 16;
+const MAX_SIZE: u32 = LARGEST as u32;
 
 /// Tokens that end a text: of the text, of a turn, of a message that calls a tool.
 const END_KEYS: [&str; 3] =
@@ -35,9 +36,9 @@ impl GgufFile {
     /// The sizes and switches of the model in this file.
     ///
     /// # Errors
-    /// When the architecture is none of `llama`, `qwen2` and `qwen3`, when the model needs something
-    /// that this crate's decoder does not have (experts, several files), or when a key is missing or
-    /// does not fit the others.
+    /// When the architecture is none of `llama`, `qwen2`, `qwen3` and `qwen3moe`, when the model needs
+    /// something that this crate does not have (several files, experts that all tokens share), or when a
+    /// key is missing or does not fit the others.
     pub fn config(&self) -> Result<DecoderConfig> {
         let family = self.family()?;
         self.refuse_what_the_decoder_lacks()?;
@@ -59,7 +60,7 @@ impl GgufFile {
             family,
             vocab_size,
             hidden_size,
-            intermediate_size: self.size(&self.key("feed_forward_length"))?,
+            intermediate_size: self.size(&self.key(WIDTH))?,
             num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
@@ -76,18 +77,16 @@ impl GgufFile {
             mlp_bias: self.has_bias(&["gate_proj", "up_proj", "down_proj"]),
             qk_norm: family.qk_norm,
             sliding_window: None, // llama.cpp has none for these architectures
-            experts: None,
+            experts: self.experts(family, num_hidden_layers)?,
             tie_word_embeddings: !self.tensors().contains_key("lm_head.weight"),
             initializer_range: INITIALIZER_RANGE,
             bos_token_id: self.token_id("tokenizer.ggml.bos_token_id", vocab_size)?,
             eos_token_ids: self.end_tokens(vocab_size)?,
         };
-        match has_usable_frequencies(&config) {
-            true => Ok(config),
-            false => {
-                let found = format!("{:?} with theta {}", config.rope_scaling, config.rope_theta);
-                let expected = "parameters that give finite frequencies";
-                Err(Error::malformed(self.file_path(), "the rope's keys", expected, found))
+        match config.problem() {
+            None => Ok(config),
+            Some(ConfigProblem { field, expected, found }) => {
+                Err(Error::malformed(self.file_path(), field, expected, found))
             }
         }
     }
@@ -99,15 +98,61 @@ impl GgufFile {
     /// The family whose tensors and keys this file has.
     fn family(&self) -> Result<&'static Family> {
         let architecture = self.required(ARCHITECTURE, self.architecture()?)?;
-        let known = || FAMILIES.iter().filter(|family| family.gguf_architecture.is_some());
-        known().find(|family| family.gguf_architecture == Some(architecture)).ok_or_else(|| {
-            let mut names: Vec<&str> =
-                known().filter_map(|family| family.gguf_architecture).collect();
-            names.sort_unstable();
-            names.dedup();
-            let path = self.file_path();
-            Error::unsupported(path, ARCHITECTURE, architecture, names.join(", "))
-        })
+        let has_experts = self.expert_count()? > 0;
+        if let Some(family) = Family::in_gguf(architecture, has_experts) {
+            return Ok(family);
+        }
+        let path = self.file_path();
+        if Family::in_gguf(architecture, !has_experts).is_some() {
+            let supported = if has_experts { "0, a dense MLP" } else { "experts, 1 or more" };
+            let found = self.expert_count()?.to_string();
+            return Err(Error::unsupported(path, self.key(EXPERTS), found, supported));
+        }
+        let mut names: Vec<&str> =
+            FAMILIES.iter().filter_map(|family| family.gguf_architecture).collect();
+        names.sort_unstable();
+        names.dedup();
+        Err(Error::unsupported(path, ARCHITECTURE, architecture, names.join(", ")))
+    }
+
+    /// How the family of this file writes its experts, if it is one with experts.
+    pub(super) fn expert_names(&self) -> Option<ExpertNames> {
+        let architecture = self.architecture().ok()??;
+        Family::in_gguf(architecture, self.expert_count().ok()? > 0)?.experts
+    }
+
+    /// The number of experts in a layer; 0 without.
+    pub(super) fn expert_count(&self) -> Result<usize> {
+        Ok(self.u32(&self.key(EXPERTS))?.unwrap_or_default() as usize)
+    }
+
+    fn experts(&self, family: &Family, layers: usize) -> Result<Option<ExpertsConfig>> {
+        let count = self.expert_count()?;
+        if family.experts.is_none() {
+            return Ok(None);
+        }
+        // A loader lists every tensor of every expert, so an absurd number must not reach it.
+        if count > self.tensors().len() {
+            let expected =
+                format!("at most one expert for each of {} tensors", self.tensors().len());
+            return Err(self.malformed_key(&self.key(EXPERTS), expected, count.to_string()));
+        }
+        let used = self.key("expert_used_count");
+        let per_token = self.size(&used)?;
+        if per_token > count {
+            let expected = format!("at most {}, {count}", self.key(EXPERTS));
+            return Err(self.malformed_key(&used, expected, per_token.to_string()));
+        }
+        // Mixtral's files have the one width only.
+        let own = self.key("expert_feed_forward_length");
+        let width = if self.metadata().contains_key(&own) { own } else { self.key(WIDTH) };
+        Ok(Some(ExpertsConfig {
+            count,
+            per_token,
+            intermediate_size: self.size(&width)?,
+            normalised: true, // which llama.cpp does for both architectures, whatever was trained
+            layers: vec![true; layers],
+        }))
     }
 
     /// A key that begins with the architecture's name, as most of a model's keys do.
@@ -132,11 +177,29 @@ impl GgufFile {
             let supported = "one file; join the parts with llama-gguf-split --merge";
             return Err(Error::unsupported(self.file_path(), key, files.to_string(), supported));
         }
-        // Mixtral is a 'llama' too.
-        let key = self.key("expert_count");
-        if let Some(experts) = self.u32(&key)?.filter(|&experts| experts > 0) {
-            let supported = "0, a dense MLP; load experts from a Hugging Face folder";
-            return Err(Error::unsupported(self.file_path(), key, experts.to_string(), supported));
+        // Experts that all tokens share, or that are chosen in another way, and blocks that have none. 1: softmax.
+        for (name, usual) in [
+            ("expert_shared_count", &[0][..]),
+            ("expert_gating_func", &[0, 1]),
+            ("expert_group_count", &[0, 1]),
+            ("leading_dense_block_count", &[0]),
+            ("interleave_moe_layer_step", &[0, 1]),
+        ] {
+            let key = self.key(name);
+            if let Some(found) = self.u32(&key)?.filter(|number| !usual.contains(number)) {
+                let supported = format!("{}, or no such key", usual[usual.len() - 1]);
+                return Err(Error::unsupported(
+                    self.file_path(),
+                    key,
+                    found.to_string(),
+                    supported,
+                ));
+            }
+        }
+        let key = self.key("expert_weights_norm");
+        if self.bool(&key)? == Some(false) {
+            let supported = "true, or no such key";
+            return Err(Error::unsupported(self.file_path(), key, "false", supported));
         }
         let key = self.key("attention.causal");
         if self.bool(&key)? == Some(false) {
@@ -151,6 +214,7 @@ impl GgufFile {
             (EXTRAPOLATION, f64::from(u8::from(is_yarn))),
             ("rope.scaling.yarn_attn_factor", 1.0),
             ("rope.scaling.yarn_log_multiplier", 0.0),
+            ("expert_weights_scale", 1.0),
         ] {
             let key = self.key(name);
             let is_usual = |number: f64| number == usual || name == EXTRAPOLATION && number < 0.0;
@@ -284,8 +348,8 @@ impl GgufFile {
                 return Err(Error::unsupported(self.file_path(), other, found, supported));
             }
         }
-        if !head_dim.is_multiple_of(2) || head_dim > MAX_HEAD_DIM {
-            let expected = format!("an even width of a head, for RoPE, of at most {MAX_HEAD_DIM}");
+        if !head_dim.is_multiple_of(2) || head_dim > WIDEST_HEAD {
+            let expected = format!("an even width of a head, for RoPE, of at most {WIDEST_HEAD}");
             return Err(self.malformed_key(&key, expected, head_dim.to_string()));
         }
         Ok(head_dim)
@@ -566,7 +630,6 @@ mod tests {
     #[test]
     fn what_the_decoder_lacks_is_refused() {
         unsupported(model().key("split.count", 2_u16), "split.count");
-        unsupported(model().key("llama.expert_count", 8_u32), "llama.expert_count");
         unsupported(model().key("llama.rope.scaling.type", "longrope"), "'longrope'");
         unsupported(
             model()
@@ -581,6 +644,7 @@ mod tests {
             ("llama.rope.scaling.yarn_ext_factor", 0.0),
             ("llama.rope.scaling.yarn_attn_factor", 1.0),
             ("llama.rope.scaling.yarn_log_multiplier", 0.0),
+            ("llama.expert_weights_scale", 1.0),
         ] {
             unsupported(model().key(key, usual + 0.5), key);
             assert!(config(model().key(key, usual)).is_ok(), "{key}");
@@ -594,7 +658,84 @@ mod tests {
         };
         assert!(config(yarn(1.0)).is_ok() && config(yarn(-1.0)).is_ok());
         unsupported(yarn(0.0), "llama.rope.scaling.yarn_ext_factor");
-        unsupported(Writer::new().key(ARCHITECTURE, "gemma"), "supported: llama, qwen2, qwen3");
+        unsupported(
+            Writer::new().key(ARCHITECTURE, "gemma"),
+            "supported: llama, qwen2, qwen3, qwen3moe",
+        );
+    }
+
+    /// Two blocks of three experts of the width 8, of which a token goes through two.
+    fn experts(architecture: &str) -> Writer {
+        let key = |name: &str| format!("{architecture}.{name}");
+        let writer = Writer::new()
+            .key(ARCHITECTURE, architecture)
+            .key(&key("embedding_length"), 4_u32)
+            .key(&key("feed_forward_length"), 8_u32)
+            .key(&key("block_count"), 1_u32)
+            .key(&key("attention.head_count"), 2_u32)
+            .key(&key("attention.layer_norm_rms_epsilon"), 1e-5_f32)
+            .key(&key("context_length"), 64_u32)
+            .key(&key("expert_count"), 3_u32)
+            .f32s("token_embd.weight", &[5, 4], &[0.0; 20]);
+        ["gate", "up"].iter().fold(writer, |writer, name| {
+            writer.f32s(&format!("blk.0.ffn_{name}_exps.weight"), &[3, 8, 4], &[0.0; 96])
+        })
+    }
+
+    #[test]
+    fn experts_are_those_of_the_family_that_has_some() {
+        let two = "expert_used_count";
+        let mixtral = config(experts("llama").key(&format!("llama.{two}"), 2_u32)).unwrap();
+        let expected = ExpertsConfig {
+            count: 3,
+            per_token: 2,
+            intermediate_size: 8,
+            normalised: true,
+            layers: vec![true],
+        };
+        assert_eq!((mixtral.family.name, mixtral.experts), ("mixtral", Some(expected.clone())));
+        let qwen = experts("qwen3moe").key(&format!("qwen3moe.{two}"), 2_u32);
+        let qwen = config(qwen.key("qwen3moe.expert_feed_forward_length", 6_u32)).unwrap();
+        let narrow = ExpertsConfig { intermediate_size: 6, ..expected };
+        assert_eq!((qwen.family.name, qwen.experts), ("qwen3_moe", Some(narrow)));
+    }
+
+    #[test]
+    fn experts_that_do_not_fit_or_are_of_another_kind_are_refused() {
+        let three = || experts("llama").key("llama.expert_used_count", 2_u32);
+        malformed(experts("llama"), "llama.expert_used_count");
+        malformed(
+            experts("llama").key("llama.expert_used_count", 4_u32),
+            "at most llama.expert_count, 3",
+        );
+        malformed(experts("llama").key("llama.expert_used_count", 0_u32), "a size from 1");
+        malformed(
+            model().key("llama.expert_count", 9_u32).key("llama.expert_used_count", 1_u32),
+            "at most one expert for each of 2 tensors",
+        );
+        malformed(
+            three().f32s("blk.1.ffn_up_exps.weight", &[2, 8, 4], &[0.0; 64]),
+            "'blk.1.ffn_up_exps.weight': expected a matrix for each of 3 experts",
+        );
+        malformed(
+            three().f32s("blk.1.ffn_up_exps.weight", &[8, 4], &[0.0; 32]),
+            "found the shape [8, 4]",
+        );
+        for (key, number) in [
+            ("llama.expert_shared_count", 1_u32),
+            ("llama.expert_gating_func", 2),
+            ("llama.expert_group_count", 4),
+            ("llama.leading_dense_block_count", 1),
+            ("llama.interleave_moe_layer_step", 2),
+        ] {
+            unsupported(three().key(key, number), key);
+        }
+        assert!(config(three().key("llama.expert_gating_func", 1_u32)).is_ok());
+        unsupported(three().key("llama.expert_weights_norm", false), "llama.expert_weights_norm");
+        let dense = Writer::new().key(ARCHITECTURE, "qwen3moe");
+        unsupported(dense, "qwen3moe.expert_count '0'");
+        let mixture = Writer::new().key(ARCHITECTURE, "qwen2").key("qwen2.expert_count", 4_u32);
+        unsupported(mixture, "qwen2.expert_count '4'");
     }
 
     #[test]
@@ -627,7 +768,7 @@ mod tests {
             .key("llama.embedding_length", 2_u32)
             .key("llama.feed_forward_length", 2_u32)
             .key("llama.attention.head_count", 1_u32)
-            .key("llama.block_count", 1_000_000_000_u32)
+            .key("llama.block_count", MAX_SIZE)
             .f32s("token_embd.weight", &[1, 2], &[0.0; 2]);
         malformed(writer, "at most one block for each of 1 tensors");
     }

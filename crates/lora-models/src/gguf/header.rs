@@ -43,6 +43,19 @@ pub(super) struct TensorInfo {
     pub(super) n_bytes: usize,
 }
 
+impl TensorInfo {
+    /// One of the parts along the outermost axis, of which there must be more than `number`.
+    pub(super) fn part(&self, number: usize) -> Self {
+        let n_bytes = self.n_bytes / self.shape[0]; // whole rows, and so whole blocks
+        Self {
+            shape: self.shape[1..].to_vec(),
+            offset: self.offset + (number * n_bytes) as u64,
+            n_bytes,
+            ..*self
+        }
+    }
+}
+
 /// All that stands before the tensor data.
 #[derive(Debug)]
 pub(super) struct Header {

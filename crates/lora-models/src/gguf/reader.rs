@@ -9,9 +9,10 @@ use std::sync::{Mutex, PoisonError};
 
 use super::blocks::BlockType;
 use super::header::{Header, TensorInfo};
-use super::names::{self, Naming, Rows};
+use super::names::{self, Expert, Naming, Rows};
 use super::value::Value;
 use crate::error::{Error, Result};
+use crate::family::ExpertNames;
 
 /// llama.cpp's tensor of factors by which the rotary frequencies are divided (Llama 3.1 and later).
 pub(super) const ROPE_FREQS: &str = "rope_freqs.weight";
@@ -78,13 +79,14 @@ impl GgufFile {
             metadata: header.metadata,
             tensors: BTreeMap::new(),
         };
+        let experts = opened.expert_names();
         for (gguf_name, info) in header.tensors {
             // Factors of one change nothing, and Hugging Face has no such tensor. Others stay among
             // the names, so that nobody runs the model without them and never hears of it.
             if gguf_name == ROPE_FREQS && opened.is_all_ones(&info)? {
                 continue;
             }
-            opened.name(gguf_name, info)?;
+            opened.name(gguf_name, info, experts)?;
         }
         Ok(opened)
     }
@@ -204,6 +206,12 @@ impl GgufFile {
         &self.path
     }
 
+    /// The values of one part of a tensor along its outermost axis.
+    pub(super) fn part(&self, name: &str, number: usize) -> Result<Vec<f32>> {
+        let tensor = &self.tensors[name];
+        self.values(&tensor.gguf_name, &tensor.info.part(number))
+    }
+
     /// The values of a tensor in the file's own order of rows.
     pub(super) fn values(&self, gguf_name: &str, info: &TensorInfo) -> Result<Vec<f32>> {
         let mut values = Vec::with_capacity(info.shape.iter().product());
@@ -251,17 +259,45 @@ impl GgufFile {
         Ok(self.values(ROPE_FREQS, info)?.iter().all(|&value| value == 1.0))
     }
 
-    /// Files a tensor under its Hugging Face name.
-    fn name(&mut self, gguf_name: String, info: TensorInfo) -> Result<()> {
+    /// Files a tensor under its Hugging Face name; one that holds a projection of all experts, as one of each.
+    fn name(
+        &mut self,
+        gguf_name: String,
+        info: TensorInfo,
+        experts: Option<ExpertNames>,
+    ) -> Result<()> {
         // Some tools write Hugging Face's names into GGUF files. Whether they also reorder the rows
         // of q and k cannot be told, so they are refused rather than guessed at.
         if gguf_name.starts_with("model.") || gguf_name.starts_with("lm_head.") {
             let supported = "llama.cpp's names, such as 'blk.0.attn_q.weight'";
             return Err(Error::unsupported(&self.path, "tensor name", gguf_name, supported));
         }
-        let Naming { name, rows } = names::hugging_face(&gguf_name)
-            .unwrap_or_else(|| Naming { name: gguf_name.clone(), rows: Rows::Other });
-        self.tensors.insert(name, Tensor { gguf_name, rows, info });
+        let Some(naming) = names::hugging_face(&gguf_name, experts) else {
+            let tensor = Tensor { gguf_name: gguf_name.clone(), rows: Rows::Other, info };
+            self.tensors.insert(gguf_name, tensor);
+            return Ok(());
+        };
+        let Naming { name, rows, expert } = &naming;
+        if *expert != Expert::All {
+            self.tensors.insert(name.clone(), Tensor { gguf_name, rows: *rows, info });
+            return Ok(());
+        }
+        let count = self.expert_count()?;
+        if info.shape.len() != 3 || info.shape[0] != count {
+            let expected = format!("a matrix for each of {count} experts, as the keys say");
+            let found = format!("the shape {:?}", info.shape);
+            return Err(Error::malformed(
+                &self.path,
+                format!("tensor '{gguf_name}'"),
+                expected,
+                found,
+            ));
+        }
+        for number in 0..count {
+            let tensor =
+                Tensor { gguf_name: gguf_name.clone(), rows: *rows, info: info.part(number) };
+            self.tensors.insert(naming.of_expert(number), tensor);
+        }
         Ok(())
     }
 }

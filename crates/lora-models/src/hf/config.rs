@@ -7,10 +7,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{CONFIG_FILE, GENERATION_CONFIG_FILE};
-use crate::config::{AttentionBias, DecoderConfig, ExpertsConfig, RopeScaling, SlidingWindow};
+use crate::config::{
+    AttentionBias, ConfigProblem, DecoderConfig, ExpertsConfig, LARGEST, MOST_EXPERTS, MOST_LAYERS,
+    RopeScaling, SlidingWindow,
+};
 use crate::error::{Error, Result};
 use crate::family::{BiasRule, FAMILIES, Family, WindowRule};
-use crate::rope::{has_usable_frequencies, yarn_attention_factor};
+use crate::rope::yarn_attention_factor;
 use crate::weights::WeightDtype;
 
 /// The fields that are read. What is absent has the default of transformers' class for the family,
@@ -90,7 +93,9 @@ pub fn read_config(folder: impl AsRef<Path>) -> Result<DecoderConfig> {
     })?;
     let reader = Reader { path: &path, family, file, fields };
     let mut config = reader.config()?;
-    check_sizes(&path, &config)?;
+    if let Some(ConfigProblem { field, expected, found }) = config.problem() {
+        return Err(Error::malformed(&path, field, expected, found));
+    }
     add_generation_ends(folder.as_ref(), &mut config)?;
     Ok(config)
 }
@@ -378,55 +383,8 @@ impl Reader<'_> {
     }
 }
 
-// Limits far above any model: products of two sizes cannot overflow, and the list of a model's
-// tensors cannot fill the memory.
-const LARGEST: usize = 1 << 28;
-const MOST_LAYERS: usize = 10_000;
-const MOST_EXPERTS: usize = 1 << 16;
 const ROPE_TYPES: [&str; 5] = ["default", "linear", "dynamic", "llama3", "yarn"];
 const ANY_COUNT: &str = "num_local_experts";
-const WIDEST_HEAD: usize = 1 << 16;
-
-fn check_sizes(path: &Path, config: &DecoderConfig) -> Result<()> {
-    let sizes = [
-        ("vocab_size", config.vocab_size),
-        ("hidden_size", config.hidden_size),
-        ("intermediate_size", config.intermediate_size),
-        ("num_hidden_layers", config.num_hidden_layers),
-        ("num_attention_heads", config.num_attention_heads),
-        ("num_key_value_heads", config.num_key_value_heads),
-        ("max_position_embeddings", config.max_position_embeddings),
-    ];
-    for (name, size) in sizes {
-        let largest = if name == "num_hidden_layers" { MOST_LAYERS } else { LARGEST };
-        if size == 0 || size > largest {
-            let expected = format!("1 to {largest}");
-            return Err(Error::malformed(path, name, expected, size.to_string()));
-        }
-    }
-    for (name, value) in [("rms_norm_eps", config.rms_norm_eps), ("rope_theta", config.rope_theta)]
-    {
-        if !(value.is_finite() && value > 0.0) {
-            let expected = "a finite number above 0";
-            return Err(Error::malformed(path, name, expected, value.to_string()));
-        }
-    }
-    let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
-    if heads % kv_heads != 0 {
-        let expected = format!("a divisor of num_attention_heads = {heads}");
-        return Err(Error::malformed(path, "num_key_value_heads", expected, kv_heads.to_string()));
-    }
-    if !config.head_dim.is_multiple_of(2) || !(2..=WIDEST_HEAD).contains(&config.head_dim) {
-        let expected = format!("an even number from 2 to {WIDEST_HEAD}");
-        return Err(Error::malformed(path, "head_dim", expected, config.head_dim.to_string()));
-    }
-    if !has_usable_frequencies(config) {
-        let found = format!("{:?} with theta {}", config.rope_scaling, config.rope_theta);
-        let expected = "parameters that give finite frequencies";
-        return Err(Error::malformed(path, "rope_parameters", expected, found));
-    }
-    Ok(())
-}
 
 /// One id, a list of ids, or nothing.
 fn token_ids(path: &Path, field: &str, value: &Option<Value>) -> Result<Vec<u32>> {

@@ -282,16 +282,17 @@ fn experts_are_adapted_by_the_same_rules_and_merged() {
     }
 }
 
-/// The base and two adapters, of which one is on few experts only, in one batch.
+/// The base and two adapters, of which one is of DoRA and on few experts only, in one batch.
 #[test]
 fn a_mixed_batch_has_adapters_on_experts() {
     for case in ["mixtral", "qwen3_moe", "qwen3_moe_all_layers"] {
         let folder = golden("families").join(case);
         let device = Device::flex();
         let load = || load(&folder, WeightDtype::F32, &device);
-        let adapters = |targets| {
+        let adapters = |targets, dora| {
             let mut config = LoraConfig::new(3, 5.0);
             config.target_modules = targets;
+            config.dora = dora;
             let (mut model, _) = inject(load(), &config).unwrap();
             model.visit_lora_mut("", &mut |_, layer| {
                 let Some(adapter) = layer.adapter_mut() else { return };
@@ -313,8 +314,8 @@ fn a_mixed_batch_has_adapters_on_experts() {
             _ => ["1.mlp.experts.1.up_proj", "1.mlp.experts.3.down_proj"],
         };
         let mut sets = AdapterSets::new();
-        sets.insert("all", adapters(TargetModules::AllLinear)).unwrap();
-        sets.insert("few", adapters(TargetModules::names(few))).unwrap();
+        sets.insert("all", adapters(TargetModules::AllLinear, false)).unwrap();
+        sets.insert("few", adapters(TargetModules::names(few), true)).unwrap();
 
         let ids = ids(&folder, &device); // [2, 24]
         let ids = Tensor::cat(vec![ids.clone(), ids.clone().flip([1]), ids], 0).narrow(0, 0, 5);

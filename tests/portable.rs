@@ -279,6 +279,25 @@ fn a_gguf_adapter_of_experts_has_the_bytes_of_ggmls_own_writer() {
         let part = format!("'{stack}.weight.lora_a': expected finite values");
         assert_eq!(error.matches(&part).count(), 1, "{family}: {error}");
     }
+    // A factor of 1 for alpha = 0, a missing half, and other sizes.
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("adapter.gguf");
+    let bytes = fs::read(golden("gguf_adapter/mixtral/adapter.gguf")).unwrap();
+    let replaced = |from: &[u8], to: &[u8]| {
+        let place = bytes.windows(from.len()).position(|window| window == from).unwrap();
+        [&bytes[..place], to, &bytes[place + from.len()..]].concat()
+    };
+    let base = || decoder("families/mixtral_no_window");
+    fs::write(&file, replaced(&3f32.to_le_bytes(), &0f32.to_le_bytes())).unwrap();
+    for (path, adaptation) in read_gguf_adapter(&base(), &file).unwrap().iter() {
+        let lora_core::Adaptation::LowRank(adapter) = adaptation else { panic!("{path}") };
+        assert_eq!(adapter.scaling(), 1.0, "{path}");
+    }
+    fs::write(&file, replaced(b"ffn_up_exps.weight.lora_a", b"ffn_up_exps.weight.lora_c")).unwrap();
+    let error = read_gguf_adapter(&base(), &file).unwrap_err().to_string();
+    for part in ["'blk.1.ffn_up_exps.weight.lora_c' is unused", "without its other half"] {
+        assert_eq!(error.matches(part).count(), 1, "{part}: {error}");
+    }
     // What is wrong with a stack is told once.
     let other = golden("gguf_adapter/qwen3_moe/adapter.gguf");
     let error = read_gguf_adapter(&decoder("families/qwen3_moe"), other).unwrap_err().to_string();
@@ -305,6 +324,42 @@ fn an_adapter_on_experts_is_refused_by_a_reader_that_has_them_in_one_tensor() {
     let folder = temp.path().join("mlx");
     assert!(save_mlx_adapter(&model, &folder, &AdapterInfo::default()).is_err());
     assert!(!folder.exists());
+}
+
+/// vLLM and llama.cpp's converter stack the experts of a block, and stop where one has no adapter.
+#[test]
+fn experts_of_a_block_are_adapted_together_for_those_that_stack_them() {
+    let rules = |model: &Decoder, reader| match check_model_for(model, &[reader]) {
+        Ok(()) => vec![],
+        Err(error) => {
+            println!("{error}");
+            let ErrorKind::NotPortable { problems } = error.kind() else { panic!("{error}") };
+            problems.iter().map(|problem| (problem.rule, problem.places.len())).collect()
+        }
+    };
+    use PortabilityRule as Rule;
+    let (some, _) =
+        load_adapter(decoder("families/mixtral_no_window"), golden("gguf_adapter/mixtral"))
+            .unwrap();
+    // Five of the nine projections of one block.
+    assert_eq!(rules(&some, Reader::Vllm), [(Rule::OneScaling, 2), (Rule::AllExperts, 4)]);
+    assert_eq!(rules(&some, Reader::LlamaCpp), [(Rule::OneExpertRank, 2), (Rule::AllExperts, 4)]);
+    let temp = tempfile::tempdir().unwrap();
+    let save = |model: &Decoder, name: &str| {
+        let readers = [Reader::Vllm, Reader::LlamaCpp];
+        save_portable(model, temp.path().join(name), &AdapterInfo::default(), &readers)
+    };
+    let error = save(&some, "some").unwrap_err().to_string();
+    assert!(error.contains("or on none, found none at model.layers.1.block_sparse_moe"), "{error}");
+
+    let mut config = LoraConfig::new(2, 3.0);
+    config.target_modules = TargetModules::AllLinear;
+    config.rank_pattern = vec![("experts.1.w2".into(), 4)];
+    let all = adapted("families/mixtral_no_window", &config);
+    assert_eq!(rules(&all, Reader::LlamaCpp), [(Rule::OneExpertRank, 2)]);
+    assert_eq!(save(&all, "all").unwrap().rank, 8);
+    let mut folded = load_adapter(decoder("families/mixtral_no_window"), temp.path().join("all"));
+    assert_eq!(rules(&folded.as_mut().unwrap().0, Reader::LlamaCpp), []);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A GGUF file: its header, config, tokenizer and tensors.
 #![no_main]
 
-use burn_lora_fuzz::{gguf, seeds, text, with_files};
+use burn_lora_fuzz::{gguf, golden, seeds, text, with_files};
 use libfuzzer_sys::fuzz_target;
 use lora_models::{Checkpoint, GgufFile, WeightSource};
 
@@ -68,7 +68,9 @@ fn inputs() -> Vec<Vec<u8>> {
         .zip(&shapes)
         .map(|(&(name, kind, _, bytes), shape)| (name, kind, &shape[..], vec![7; 4 * bytes]))
         .collect();
-    vec![gguf(&keys, &named), gguf(&keys, &[]), gguf(&[], &named), gguf(&sentence_piece, &[])]
+    let made =
+        [gguf(&keys, &named), gguf(&keys, &[]), gguf(&[], &named), gguf(&sentence_piece, &[])];
+    made.into_iter().chain(golden("model.gguf")).collect()
 }
 
 fuzz_target!(init: seeds(inputs), |data: &[u8]| {

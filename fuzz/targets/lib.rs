@@ -12,7 +12,7 @@ use lora_core::{
     TargetModules, TrainedBias, VisitLora, inject,
 };
 use lora_models::{
-    AttentionBias, Decoder, DecoderConfig, FAMILIES, RandomWeights, RopeScaling,
+    AttentionBias, Decoder, DecoderConfig, ExpertsConfig, FAMILIES, RandomWeights, RopeScaling,
 };
 
 /// A model with a slot of every kind.
@@ -79,10 +79,22 @@ pub fn adapters(
     configs().into_iter().enumerate().filter_map(input).collect()
 }
 
-/// A decoder of 8 tokens, one block and width 4.
-pub fn decoder() -> Decoder {
+/// Decoders of 8 tokens, one block and width 4: a Llama, and a Mixtral of three experts.
+pub fn decoders() -> [Decoder; 2] {
+    let experts = ExpertsConfig {
+        count: 3,
+        per_token: 2,
+        intermediate_size: 6,
+        normalised: true,
+        layers: vec![true],
+    };
+    [("llama", None), ("mixtral", Some(experts))].map(|(name, experts)| decoder(name, experts))
+}
+
+fn decoder(family: &str, experts: Option<ExpertsConfig>) -> Decoder {
+    let family = FAMILIES.iter().find(|known| known.name == family).expect("it is in the table");
     let config = DecoderConfig {
-        family: &FAMILIES[0],
+        family,
         vocab_size: 8,
         hidden_size: 4,
         intermediate_size: 6,
@@ -98,7 +110,7 @@ pub fn decoder() -> Decoder {
         mlp_bias: false,
         qk_norm: false,
         sliding_window: None,
-        experts: None,
+        experts,
         tie_word_embeddings: true,
         initializer_range: 0.02,
         bos_token_id: None,
@@ -122,9 +134,13 @@ pub fn seeds(inputs: impl FnOnce() -> Vec<Vec<u8>>) {
 /// The contents of the repository's files with this name: golden cases beside the tests.
 pub fn golden(name: &str) -> Vec<Vec<u8>> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden");
-    let cases = fs::read_dir(folder).expect("the repository has golden cases");
-    let paths = cases.filter_map(|case| Some(case.ok()?.path().join(name)));
-    paths.filter_map(|path| fs::read(path).ok()).collect()
+    let mut found = Vec::new();
+    for cases in [Path::new(folder).to_owned(), Path::new(folder).join("families")] {
+        let cases = fs::read_dir(cases).expect("the repository has golden cases");
+        let paths = cases.filter_map(|case| Some(case.ok()?.path().join(name)));
+        found.extend(paths.filter_map(|path| fs::read(path).ok()));
+    }
+    found
 }
 
 /// Calls `read` with a new folder that holds these files.

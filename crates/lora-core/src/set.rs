@@ -1,6 +1,6 @@
 //! The adapters of a whole model as one value.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use burn::module::Module;
 
@@ -32,6 +32,8 @@ use crate::visit::VisitLora;
 #[derive(Debug, Clone, Default)]
 pub struct AdapterSet {
     entries: Vec<(String, Adaptation)>,
+    /// Where each path is first in `entries`: mixtures of experts have tens of thousands.
+    places: HashMap<String, usize>,
 }
 
 impl AdapterSet {
@@ -39,11 +41,15 @@ impl AdapterSet {
     /// whether they fit a model.
     pub fn from_adapters(adapters: impl IntoIterator<Item = (String, LoraAdapter)>) -> Self {
         let entry = |(path, adapter)| (path, Adaptation::LowRank(adapter));
-        Self { entries: adapters.into_iter().map(entry).collect() }
+        Self::from_entries(adapters.into_iter().map(entry).collect())
     }
 
     pub(crate) fn from_entries(entries: Vec<(String, Adaptation)>) -> Self {
-        Self { entries }
+        let mut places = HashMap::with_capacity(entries.len());
+        for (place, (path, _)) in entries.iter().enumerate() {
+            places.entry(path.clone()).or_insert(place);
+        }
+        Self { entries, places }
     }
 
     /// What adapts the model's layers at the moment.
@@ -52,7 +58,7 @@ impl AdapterSet {
         model.visit_lora("", &mut |path, layer| {
             entries.extend(layer.adaptation().map(|adaptation| (path.to_owned(), adaptation)));
         });
-        Self { entries }
+        Self::from_entries(entries)
     }
 
     /// Takes off what adapts the model's layers. The model stays frozen; a merged one is its base again.
@@ -61,7 +67,7 @@ impl AdapterSet {
         model.visit_lora_mut("", &mut |path, layer| {
             entries.extend(layer.detach().map(|adaptation| (path.to_owned(), adaptation)));
         });
-        Self { entries }
+        Self::from_entries(entries)
     }
 
     /// Freezes the model and puts this set on its layers.
@@ -80,11 +86,13 @@ impl AdapterSet {
 
     /// Puts the set on a model for which [`check`](Self::check) has passed.
     pub(crate) fn put_on<M: VisitLora>(self, model: &mut M) -> Result<()> {
-        let mut entries = self.entries;
+        let Self { entries, places } = self;
+        let mut entries: Vec<_> =
+            entries.into_iter().map(|(_, adaptation)| Some(adaptation)).collect();
         let mut failure = None;
         model.visit_lora_mut("", &mut |path, layer| {
-            let Some(place) = entries.iter().position(|(other, _)| other == path) else { return };
-            let (_, adaptation) = entries.swap_remove(place);
+            let place = places.get(path).copied();
+            let Some(adaptation) = place.and_then(|place| entries[place].take()) else { return };
             let autodiff = layer.weight().device().is_autodiff();
             if let Err(error) = layer.attach(adaptation.with_autodiff(autodiff)) {
                 failure.get_or_insert_with(|| error.at(path));
@@ -100,20 +108,22 @@ impl AdapterSet {
 
     /// Whether it fits the model's layers, whatever adapts them at the moment.
     pub(crate) fn check_shapes<M: VisitLora>(&self, model: &M) -> Result<()> {
-        let mut left: Vec<&str> = self.paths().collect();
+        let mut fits = vec![false; self.entries.len()];
         let mut failure = None;
         if let Some(twice) = self.twice() {
             let found = format!("two at {twice}");
             return Err(Error::setting("adapter", "one adapter for each layer", found));
         }
         model.visit_lora("", &mut |path, layer| {
-            let Some(adaptation) = self.get(path) else { return };
-            left.retain(|other| *other != path);
+            let Some(place) = self.places.get(path).copied() else { return };
+            let (_, adaptation) = &self.entries[place];
+            fits[place] = true;
             if let Err(error) = layer.check(adaptation) {
                 failure.get_or_insert_with(|| error.at(path));
             }
         });
-        match (failure, left.first()) {
+        let left = fits.iter().position(|fits| !fits).map(|place| &self.entries[place].0);
+        match (failure, left) {
             (Some(error), _) => Err(error),
             (None, Some(path)) => {
                 Err(Error::setting("adapter", "paths of this model's layers only", path))
@@ -135,11 +145,11 @@ impl AdapterSet {
 
     /// What adapts the layer at `path`.
     pub fn get(&self, path: &str) -> Option<&Adaptation> {
-        self.entries.iter().find(|(other, _)| other == path).map(|(_, adaptation)| adaptation)
+        self.places.get(path).map(|place| &self.entries[*place].1)
     }
 
     pub(crate) fn get_mut(&mut self, path: &str) -> Option<&mut Adaptation> {
-        self.entries.iter_mut().find(|(other, _)| other == path).map(|(_, adaptation)| adaptation)
+        self.places.get(path).map(|place| &mut self.entries[*place].1)
     }
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Adaptation> {

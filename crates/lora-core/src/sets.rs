@@ -1,6 +1,6 @@
 //! Several named adapters for one model, beside the model.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::ops::Deref;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
@@ -71,7 +71,7 @@ const KNOWN_SUMS: usize = 64;
 #[derive(Debug)]
 struct Sum {
     names: Vec<String>,
-    ids: Vec<ParamId>, // of its adaptations
+    ids: HashSet<ParamId>, // of its adaptations
 }
 
 /// What a layer of a model has.
@@ -368,8 +368,9 @@ impl AdapterSets {
 
         let mut parts = Vec::new();
         let mut failure = None;
+        let mut layers = layers.iter().peekable(); // in the model's order
         model.visit_lora("", &mut |path, layer| {
-            let Some((_, shares)) = layers.iter().find(|(other, _)| other == path) else {
+            let Some((_, shares)) = layers.next_if(|(other, _)| other == path) else {
                 return parts.push(None);
             };
             match mix(layer, shares, &samples) {

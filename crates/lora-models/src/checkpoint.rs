@@ -84,14 +84,13 @@ impl Checkpoint {
                 id.to_string(),
             ));
         }
-        if tokenizer.vocab_size() > config.vocab_size {
-            return Err(Error::malformed(
-                path,
-                "the tokenizer",
-                format!("at most {} tokens, as the embedding has", config.vocab_size),
-                tokenizer.vocab_size().to_string(),
-            ));
-        }
+        let tokenizer =
+            tokenizer.for_embedding(config.vocab_size).map_err(|error| match error.kind() {
+                ErrorKind::Argument { what, expected, found } => {
+                    Error::malformed(path, *what, expected, found)
+                }
+                _ => error,
+            })?;
         Ok(Self { path: path.to_owned(), config, tokenizer, weights })
     }
 

@@ -183,7 +183,6 @@ impl DecoderConfig {
         for (name, size, largest) in [
             ("vocab_size", self.vocab_size, LARGEST),
             ("hidden_size", self.hidden_size, LARGEST),
-            ("intermediate_size", self.intermediate_size, LARGEST),
             ("num_hidden_layers", self.num_hidden_layers, MOST_LAYERS),
             ("num_attention_heads", self.num_attention_heads, LARGEST),
             ("num_key_value_heads", self.num_key_value_heads, LARGEST),
@@ -192,6 +191,11 @@ impl DecoderConfig {
             if !(1..=largest).contains(&size) {
                 return wrong(name, format!("1 to {largest}"), size.to_string());
             }
+        }
+        let dense = (0..self.num_hidden_layers).any(|layer| self.experts(layer).is_none());
+        if dense && !(1..=LARGEST).contains(&self.intermediate_size) {
+            let found = self.intermediate_size.to_string();
+            return wrong("intermediate_size", format!("1 to {LARGEST}"), found);
         }
         for (name, value) in [("rms_norm_eps", self.rms_norm_eps), ("rope_theta", self.rope_theta)]
         {
@@ -216,6 +220,18 @@ impl DecoderConfig {
             let found = format!("{:?} with theta {}", self.rope_scaling, self.rope_theta);
             let expected = "parameters that give finite frequencies".to_owned();
             return wrong("rope_parameters", expected, found);
+        }
+        if let RopeScaling::Divided { factors } = &self.rope_scaling
+            && factors.len() != self.head_dim / 2
+        {
+            let expected = format!("{} factors, one for each pair of a head", self.head_dim / 2);
+            return wrong("rope_parameters", expected, factors.len().to_string());
+        }
+        if let RopeScaling::Yarn { attention_factor, .. } = self.rope_scaling
+            && !attention_factor.is_finite()
+        {
+            let expected = "a finite attention_factor".to_owned();
+            return wrong("rope_parameters", expected, attention_factor.to_string());
         }
         let each_layer = format!("one for each of {} layers", self.num_hidden_layers);
         if let Some(window) = &self.sliding_window {
@@ -397,7 +413,12 @@ mod tests {
         config().check().unwrap();
         refused(|config| config.vocab_size = 0, "vocab_size");
         refused(|config| config.hidden_size = 1 << 40, "hidden_size");
-        refused(|config| config.intermediate_size = 0, "intermediate_size");
+        let dense = |config: &mut DecoderConfig| {
+            config.intermediate_size = 0;
+            config.experts.as_mut().unwrap().layers[1] = false;
+        };
+        refused(dense, "intermediate_size");
+        DecoderConfig { intermediate_size: 0, ..config() }.check().unwrap();
         refused(|config| config.num_hidden_layers = usize::MAX, "num_hidden_layers");
         refused(|config| config.num_attention_heads = 0, "num_attention_heads");
         refused(|config| config.num_key_value_heads = 4, "num_key_value_heads");
@@ -415,7 +436,18 @@ mod tests {
             "head_dim",
         );
         let divided = |factors| RopeScaling::Divided { factors };
-        refused(|config| config.rope_scaling = divided(vec![1.0]), "rope_parameters");
+        for count in [1, 3] {
+            refused(|config| config.rope_scaling = divided(vec![1.0; count]), "rope_parameters");
+        }
+        let yarn = RopeScaling::Yarn {
+            factor: 2.0,
+            original_max_position_embeddings: 16,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: f64::NAN,
+            truncate: true,
+        };
+        refused(|config| config.rope_scaling = yarn.clone(), "rope_parameters");
         let linear = RopeScaling::Linear { factor: 0.0 };
         refused(|config| config.rope_scaling = linear.clone(), "rope_parameters");
 

@@ -108,6 +108,9 @@ const QWEN_DEFAULTS: Defaults = Defaults {
     ..LLAMA_DEFAULTS
 };
 
+/// The field with the width of a dense MLP.
+pub(crate) const DENSE_WIDTH: &str = "intermediate_size";
+
 pub(crate) const QWEN3_EXPERTS: ExpertNames = ExpertNames {
     part: "mlp",
     projections: ["gate_proj", "up_proj", "down_proj"],
@@ -184,7 +187,7 @@ pub static FAMILIES: [Family; 6] = [
             part: "block_sparse_moe",
             projections: ["w1", "w3", "w2"],
             count: "num_local_experts",
-            intermediate_size: "intermediate_size",
+            intermediate_size: DENSE_WIDTH,
             always_normalised: true,
             rounds_probabilities: false,
         }),

@@ -217,7 +217,8 @@ fn with_the_head_of(
 /// The bytes of all tensors.
 fn size_of_model(config: &DecoderConfig, dtype: WeightDtype) -> usize {
     let values = |(_, shape): (_, Vec<usize>)| shape.iter().product::<usize>();
-    config.tensor_shapes().into_iter().map(values).sum::<usize>() * dtype.size()
+    let shapes = config.tensor_shapes().into_iter();
+    shapes.map(values).fold(0, usize::saturating_add).saturating_mul(dtype.size())
 }
 
 struct Builder<'a> {

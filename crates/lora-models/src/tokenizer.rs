@@ -13,6 +13,8 @@ use crate::template::{ChatTemplates, MarkedText, RenderOptions};
 use crate::token_stream::TokenStream;
 
 pub(crate) const TOKENIZER_FILE: &str = "tokenizer.json";
+/// For messages.
+const ENCODING: &str = "encoding a text";
 
 /// A model's vocabulary together with its chat templates. Cloning it copies handles.
 ///
@@ -25,6 +27,8 @@ pub struct Tokenizer {
     templates: Arc<ChatTemplates>,
     render_options: Arc<RenderOptions>,
     vocab_size: usize,
+    /// Ids from here on are none of the model's.
+    embedding_rows: usize,
 }
 
 impl fmt::Debug for Tokenizer {
@@ -107,7 +111,34 @@ impl Tokenizer {
             templates: Arc::new(templates),
             render_options: Arc::default(),
             vocab_size,
+            embedding_rows: usize::MAX,
         })
+    }
+
+    /// The same tokenizer for a model whose embedding has `rows` rows.
+    ///
+    /// Tokens that were added to the vocabulary by name may have ids beyond them, as a `<pad>` that
+    /// somebody added to a tokenizer and not to the model: models like that work until the token stands in a
+    /// text, which is an error of [`encode`](Self::encode).
+    ///
+    /// # Errors
+    /// When the vocabulary itself has such ids, and so is another model's.
+    pub fn for_embedding(mut self, rows: usize) -> Result<Self> {
+        let vocabulary = self.tokenizer.get_vocab(false).into_iter();
+        match vocabulary.max_by_key(|(_, id)| *id).filter(|(_, id)| *id as usize >= rows) {
+            None => {
+                self.embedding_rows = rows;
+                Ok(self)
+            }
+            Some((token, id)) => Err(ErrorKind::Argument {
+                what: "the tokenizer",
+                expected: format!(
+                    "a vocabulary of at most {rows} tokens, as the model's embedding has"
+                ),
+                found: format!("'{token}' with the id {id}; take the tokenizer of this model"),
+            }
+            .into()),
+        }
     }
 
     /// The same tokenizer, whose [`render`](Self::render) takes these options but for
@@ -121,10 +152,28 @@ impl Tokenizer {
     /// Turns a text into token ids. Special tokens in the text are recognised; none are added.
     ///
     /// # Errors
-    /// When the vocabulary has no token for a piece of the text, and none that stands for unknown.
+    /// When the vocabulary has no token for a piece of the text, and none that stands for unknown; when a
+    /// token is none of the model's ([`for_embedding`](Self::for_embedding)).
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.tokenizer.encode_fast(text, false);
-        Ok(encoding.map_err(|source| failed("encoding a text", source))?.get_ids().to_vec())
+        self.ids(text, false)
+    }
+
+    fn ids(&self, text: &str, adds_special_tokens: bool) -> Result<Vec<u32>> {
+        let encoding = self.tokenizer.encode_fast(text, adds_special_tokens);
+        let encoding = encoding.map_err(|source| failed(ENCODING, source))?;
+        let ids = encoding.get_ids();
+        match ids.iter().find(|id| **id as usize >= self.embedding_rows) {
+            None => Ok(ids.to_vec()),
+            Some(id) => {
+                let token = self.tokenizer.id_to_token(*id).unwrap_or_default();
+                let rows = self.embedding_rows;
+                let reason = format!(
+                    "expected ids below {rows}, the rows of the model's embedding, found '{token}' with \
+                     the id {id}; leave it out of the text, or give the model a row for it"
+                );
+                Err(ErrorKind::Tokenizer { place: format!("tokenizer, {ENCODING}"), reason }.into())
+            }
+        }
     }
 
     /// Turns a text into token ids with the tokens that the tokenizer puts around a text by itself, such
@@ -133,8 +182,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`encode`](Self::encode).
     pub fn encode_whole_text(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.tokenizer.encode_fast(text, true);
-        Ok(encoding.map_err(|source| failed("encoding a text", source))?.get_ids().to_vec())
+        self.ids(text, true)
     }
 
     /// Turns token ids into a text, leaving special tokens out, and ids that the vocabulary lacks.
@@ -225,7 +273,7 @@ impl Tokenizer {
     /// As [`encode`](Self::encode).
     pub fn first_added_token(&self, text: &str) -> Result<Option<Range<usize>>> {
         let encoding = self.tokenizer.encode(text, false);
-        let encoding = encoding.map_err(|source| failed("encoding a text", source))?;
+        let encoding = encoding.map_err(|source| failed(ENCODING, source))?;
         let added = self.tokenizer.get_added_vocabulary().get_added_tokens_decoder();
         let named = |id: &u32| added.get(id).is_some_and(|token| !token.content.trim().is_empty());
         let place = encoding.get_ids().iter().position(named);
@@ -240,7 +288,7 @@ impl Tokenizer {
         self.tokenizer.token_to_id(token)
     }
 
-    /// One more than the largest token id: the least number of rows that an embedding needs.
+    /// One more than the largest token id: the least number of rows that an embedding for all tokens needs.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
@@ -330,6 +378,23 @@ mod tests {
         assert_eq!(tokenizer.token_id("<pad>"), None);
         assert_eq!((tokenizer.bos_token(), tokenizer.eos_token()), (Some("<s>"), None));
         assert_eq!(tokenizer.clone().vocab_size(), 258);
+    }
+
+    #[test]
+    fn a_token_beyond_the_embedding_is_an_error_where_it_stands_in_a_text() {
+        let tokenizer = || Tokenizer::new(bytes(&["<s>", "<pad>"]), None, None, None).unwrap();
+        let narrow = tokenizer().for_embedding(257).unwrap();
+        assert_eq!(narrow.encode("<s>a").unwrap(), tokenizer().encode("<s>a").unwrap());
+        for error in [narrow.encode("a<pad>b"), narrow.encode_whole_text("<pad>")] {
+            let error = error.unwrap_err().to_string();
+            let part =
+                "ids below 257, the rows of the model's embedding, found '<pad>' with the id 257";
+            assert!(error.contains(part), "{error}");
+        }
+        assert_eq!(tokenizer().for_embedding(258).unwrap().encode("<pad>").unwrap(), [257]);
+        let error = tokenizer().for_embedding(200).unwrap_err().to_string();
+        assert!(error.contains("a vocabulary of at most 200 tokens"), "{error}");
+        assert!(error.contains("with the id 255"), "{error}");
     }
 
     #[test]

@@ -327,6 +327,39 @@ fn a_folder_that_lacks_a_file_says_which() {
     refused(Checkpoint::open(folder.path().join("none")), &["found nothing"]);
 }
 
+/// Tokens 0, 1, .. of a vocabulary of whole words, and `<pad>` behind them.
+fn tokenizer(words: usize) -> String {
+    let vocab: serde_json::Map<String, Value> =
+        (0..words).map(|id| (format!("w{id}"), json!(id))).collect();
+    let pad = json!({
+        "id": words, "content": "<pad>", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true,
+    });
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [pad],
+        "normalizer": null, "pre_tokenizer": { "type": "Whitespace" }, "post_processor": null,
+        "decoder": null, "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "w0" },
+    })
+    .to_string()
+}
+
+#[test]
+fn a_tokenizer_of_another_model() {
+    let folder = folder(u64::MAX);
+    let rows = read_config(folder.path()).unwrap().vocab_size;
+    let open = |words| {
+        fs::write(folder.path().join("tokenizer.json"), tokenizer(words)).unwrap();
+        Checkpoint::open(folder.path())
+    };
+    // Somebody added a token to the tokenizer and not to the model, which works without it.
+    let checkpoint = open(rows).unwrap();
+    assert_eq!(checkpoint.tokenizer.encode("w1 w2").unwrap(), [1, 2]);
+    let error = checkpoint.tokenizer.encode("w1 <pad>").unwrap_err().to_string();
+    assert!(error.contains(&format!("found '<pad>' with the id {rows}")), "{error}");
+    let parts = ["the tokenizer", &format!("at most {rows} tokens"), &format!("'w{rows}'")];
+    refused(open(rows + 1), &parts);
+}
+
 #[test]
 fn a_generation_config_that_is_damaged() {
     let folder = folder(u64::MAX);

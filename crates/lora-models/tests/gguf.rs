@@ -183,6 +183,45 @@ fn other_architectures_keep_their_rows() {
     assert_eq!(read, permuted(&q, 6).as_flattened());
 }
 
+/// Two experts' matrices of one row of a Q8_0 block each: the scale 1, then the values.
+#[test]
+fn each_expert_of_a_packed_stack_is_read_alone() {
+    let block = |value: u8| [[0x00, 0x3c].as_slice(), &[value; 32]].concat();
+    let file = |architecture: &str, count: u32| {
+        Writer::new()
+            .key("general.architecture", architecture)
+            .key(&format!("{architecture}.expert_count"), count)
+            .tensor("blk.3.ffn_down_exps.weight", 8, &[2, 1, 32], &[block(3), block(7)].concat())
+    };
+    for (architecture, layer) in
+        [("llama", "block_sparse_moe.experts.X.w2"), ("qwen3moe", "mlp.experts.X.down_proj")]
+    {
+        let file = open(file(architecture, 2)).unwrap();
+        let name = |number: &str| format!("model.layers.3.{}.weight", layer.replace('X', number));
+        assert_eq!(file.names(), [name("0"), name("1")]);
+        for (number, value) in [("0", 3.0), ("1", 7.0)] {
+            let tensor = file.read(&name(number)).unwrap();
+            assert_eq!((tensor.shape, tensor.values.to_f32()), (vec![1, 32], vec![value; 32]));
+        }
+    }
+    // A file that opens all the same; its config says what is wrong.
+    assert_eq!(open(file("llama", 3)).unwrap().names(), ["blk.3.ffn_down_exps.weight"]);
+}
+
+/// A small file can name as many experts as a number can: a byte for each, or none on a disk with holes.
+#[test]
+fn experts_without_end_stay_one_tensor() {
+    let count = 3 * (1 << 16) + 1;
+    let file = open(
+        Writer::new()
+            .key("general.architecture", "llama")
+            .key("llama.expert_count", count as u32)
+            .tensor("blk.0.ffn_up_exps.weight", 24, &[count as u64, 1, 1], &vec![0; count]),
+    )
+    .unwrap();
+    assert_eq!(file.names(), ["blk.0.ffn_up_exps.weight"]);
+}
+
 // Files and tensors that cannot be read.
 
 #[test]

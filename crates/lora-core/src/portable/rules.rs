@@ -1,5 +1,6 @@
 //! What each reader cannot read, as data: one rule a value, so that all that are broken are told.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::adapter::LoraAdapter;
@@ -74,6 +75,12 @@ pub enum PortabilityRule {
     /// No adapter on a single expert of a mixture. mlx-lm, whose models have a projection of all experts
     /// of a block in one layer.
     Expert,
+    /// Adapters on all projections of all experts of a block, or on none of them. vLLM and llama.cpp's converter,
+    /// which stack them; `save_gguf_adapter` of `lora-models` needs no converter.
+    AllExperts,
+    /// One rank of all experts of a block. llama.cpp's converter. [`save_portable`](crate::save_portable) pads the
+    /// others.
+    OneExpertRank,
     /// No adapter on the head. mistral.rs.
     Head,
     /// One rank and one alpha: vLLM takes `lora_alpha` and `r` for every layer.
@@ -108,8 +115,8 @@ pub struct PortabilityProblem {
 impl PortabilityProblem {
     /// Whether [`save_portable`](crate::save_portable) writes a file that does not break it.
     pub fn is_folded(&self) -> bool {
-        use PortabilityRule::{AlphaOverRank, OneAlpha, OneScaling};
-        matches!(self.rule, OneScaling | OneAlpha | AlphaOverRank)
+        use PortabilityRule::{AlphaOverRank, OneAlpha, OneExpertRank, OneScaling};
+        matches!(self.rule, OneScaling | OneAlpha | AlphaOverRank | OneExpertRank)
     }
 
     /// Whether the reader can be made to take the adapter as it is.
@@ -137,6 +144,10 @@ impl PortabilityProblem {
             (Rule::Expert, _) => {
                 "no adapter on a single expert (it has all experts of a block in one layer)"
             }
+            (Rule::AllExperts, _) => {
+                "adapters on all projections of all experts of a block, or on none"
+            }
+            (Rule::OneExpertRank, _) => "one rank of all experts of a block (its converter)",
             (Rule::Head, _) => "no adapter on lm_head",
             (Rule::OneScaling, _) => {
                 "one rank and one alpha (it ignores rank_pattern and alpha_pattern in the scaling)"
@@ -167,6 +178,11 @@ impl PortabilityProblem {
             Rule::Convolution | Rule::Embedding | Rule::Expert | Rule::Head => {
                 "leave it out of target_modules, or merge and serve the whole model".to_owned()
             }
+            Rule::AllExperts if self.reader == Reader::LlamaCpp => {
+                "adapt all of them, or write its own file with save_gguf_adapter".to_owned()
+            }
+            Rule::AllExperts => "adapt all of them, or merge and serve the whole model".to_owned(),
+            Rule::OneExpertRank => "save with save_portable, which pads the others".to_owned(),
             Rule::OneScaling | Rule::OneAlpha | Rule::AlphaOverRank => {
                 "save with save_portable, which folds the scaling into B".to_owned()
             }
@@ -326,10 +342,14 @@ fn is_head(path: &str) -> bool {
     path == "lm_head" || path.ends_with(".lm_head")
 }
 
-/// Whether the path leads through one of a list of experts, as `mlp.experts.3.up_proj` does.
-fn is_expert(path: &str) -> bool {
-    let mut after = path.split('.').skip_while(|part| *part != "experts").skip(1);
-    after.next().is_some_and(|part| part.bytes().all(|byte| byte.is_ascii_digit()))
+/// Where the list of experts is that the path leads through: `mlp.experts` for `mlp.experts.3.up_proj`.
+fn experts(path: &str) -> Option<&str> {
+    path.match_indices("experts.").find_map(|(place, name)| {
+        let is_whole = place == 0 || path[..place].ends_with('.');
+        let (number, _) = path[place + name.len()..].split_once('.')?;
+        let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        (is_whole && is_number).then(|| &path[..place + name.len() - 1])
+    })
 }
 
 /// An adapted layer, as far as the rules look at it.
@@ -340,10 +360,13 @@ struct Adapted {
 }
 
 fn model_problems<M: VisitLora>(model: &M, readers: &[Reader]) -> Vec<PortabilityProblem> {
-    let (mut layers, mut has_output) = (Vec::new(), false);
+    let (mut layers, mut has_output, mut bare_experts) = (Vec::new(), false, Vec::new());
     model.visit_lora("", &mut |path, layer| {
         has_output |= model.output_layer() == Some(path);
-        let Some(adaptation) = layer.adaptation() else { return };
+        let Some(adaptation) = layer.adaptation() else {
+            bare_experts.extend(experts(path).map(|_| path.to_owned()));
+            return;
+        };
         let adaptation = match adaptation {
             Adaptation::LowRank(adapter) => Adaptation::LowRank(adapter.into_plain()),
             other => other,
@@ -354,13 +377,19 @@ fn model_problems<M: VisitLora>(model: &M, readers: &[Reader]) -> Vec<Portabilit
     let names_a_tie = model.output_layer().is_some() || model.tied_embedding().is_some();
     let tied = names_a_tie && !has_output;
     let is_tied_head = |path: &str| tied && model.tied_embedding().is_none_or(|own| own == path);
-    readers.iter().flat_map(|reader| layer_problems(&layers, is_tied_head, *reader)).collect()
+    // Beside others of the same block that are adapted.
+    let adapted: BTreeSet<&str> = layers.iter().filter_map(|layer| experts(&layer.path)).collect();
+    bare_experts.retain(|path| experts(path).is_some_and(|list| adapted.contains(list)));
+    let of = |reader: &Reader| layer_problems(&layers, is_tied_head, &bare_experts, *reader);
+    readers.iter().flat_map(of).collect()
 }
 
-/// `is_tied_head` says of an embedding whether it is the head too.
+/// `is_tied_head` says of an embedding whether it is the head too; `bare_experts` are those without an adapter
+/// beside others that have one.
 fn layer_problems(
     layers: &[Adapted],
     is_tied_head: impl Fn(&str) -> bool,
+    bare_experts: &[String],
     reader: Reader,
 ) -> Vec<PortabilityProblem> {
     use PortabilityRule as Rule;
@@ -431,13 +460,32 @@ fn layer_problems(
             add(Rule::AlphaOverRank, "alpha / sqrt(rank)", &|layer| {
                 adapter(layer).is_some_and(|a| a.scaling_rule() != Scaling::AlphaOverRank)
             });
+            // Of the first expert of each block that has one.
+            let mut ranks = BTreeMap::new();
+            for (layer, adapter) in &adapters {
+                if let Some(list) = experts(&layer.path) {
+                    ranks.entry(list).or_insert(adapter.rank());
+                }
+            }
+            add(Rule::OneExpertRank, "others than the first's", &|layer| {
+                let first = experts(&layer.path).and_then(|list| ranks.get(list));
+                first.is_some_and(|rank| adapter(layer).is_some_and(|own| own.rank() != *rank))
+            });
         }
         Reader::MistralRs => {
             add(Rule::Head, "one", &|layer| low_rank(&layer) && is_head(&layer.path))
         }
         Reader::Mlx => {
-            add(Rule::Expert, "some", &|layer| low_rank(&layer) && is_expert(&layer.path))
+            add(Rule::Expert, "some", &|layer| low_rank(&layer) && experts(&layer.path).is_some())
         }
+    }
+    if matches!(reader, Reader::Vllm | Reader::LlamaCpp) && !bare_experts.is_empty() {
+        problems.push(PortabilityProblem {
+            reader,
+            rule: Rule::AllExperts,
+            found: "none".to_owned(),
+            places: bare_experts.to_vec(),
+        });
     }
     problems
 }

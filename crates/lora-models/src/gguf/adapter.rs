@@ -27,8 +27,8 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use lora_core::{
-    AdaptableLayer, Adaptation, AdapterSet, LayerKind, LoraAdapter, Reader, Scaling, VisitLora,
-    check_written_for, write_file,
+    AdaptableLayer, Adaptation, AdapterSet, LayerKind, LoraAdapter, PortabilityProblem,
+    PortabilityRule, Reader, Scaling, VisitLora, check_written_for, write_file,
 };
 
 use super::names::{self, Expert, Naming, Rows};
@@ -62,7 +62,7 @@ const ALL_F32: u32 = 0;
 /// that is the head too), with every rule that is broken.
 pub fn save_gguf_adapter(decoder: &Decoder, path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
-    check_written_for(decoder, &[Reader::LlamaCpp])?;
+    check_portable(decoder)?;
     let mut layers = Vec::new();
     decoder.visit_lora("", &mut |path, layer| {
         if let Some(Adaptation::LowRank(adapter)) = layer.adaptation() {
@@ -111,6 +111,21 @@ pub fn save_gguf_adapter(decoder: &Decoder, path: impl AsRef<Path>) -> Result<()
         }
     }
     Ok(write_file(path, &writer.finish_padded())?)
+}
+
+/// Whether llama.cpp can have what the decoder has. That all experts of a block have adapters is asked by its
+/// converter alone.
+fn check_portable(decoder: &Decoder) -> Result<()> {
+    let Err(error) = check_written_for(decoder, &[Reader::LlamaCpp]) else { return Ok(()) };
+    let lora_core::ErrorKind::NotPortable { problems } = error.kind() else {
+        return Err(error.into());
+    };
+    let is_ours = |problem: &&PortabilityProblem| problem.rule != PortabilityRule::AllExperts;
+    let problems: Vec<_> = problems.iter().filter(is_ours).cloned().collect();
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(lora_core::Error::from(lora_core::ErrorKind::NotPortable { problems }).into()),
+    }
 }
 
 /// One adapter's factors as llama.cpp has them, with its factor.
@@ -205,7 +220,8 @@ impl Pair {
 }
 
 /// Reads an adapter file of llama.cpp's for the decoder, without putting it on
-/// ([`AdapterSet::attach`] does).
+/// ([`AdapterSet::attach`] does). Of a stack of experts, those whose factors are all zeros have no adapter;
+/// the others have the rank of the stack.
 ///
 /// # Errors
 /// When the file cannot be read or is damaged; when it is no LoRA adapter, one for another architecture, or an aLoRA; when a

@@ -2,12 +2,14 @@
 
 use std::f64::consts::PI;
 
+use super::names::{self, Expert};
 use super::reader::{GgufFile, ROPE_FREQS};
 use crate::config::{
-    AttentionBias, ConfigProblem, DecoderConfig, ExpertsConfig, LARGEST, RopeScaling, WIDEST_HEAD,
+    AttentionBias, ConfigProblem, DecoderConfig, ExpertsConfig, LARGEST, MOST_EXPERTS, RopeScaling,
+    WIDEST_HEAD,
 };
 use crate::error::{Error, Result};
-use crate::family::{ExpertNames, FAMILIES, Family};
+use crate::family::{DENSE_WIDTH, ExpertNames, FAMILIES, Family};
 use crate::rope::yarn_attention_factor;
 
 const ARCHITECTURE: &str = "general.architecture";
@@ -55,12 +57,19 @@ impl GgufFile {
         let head_dim = self.head_dim(hidden_size, num_attention_heads)?;
         let num_hidden_layers = self.blocks()?;
         let max_position_embeddings = self.size(&self.key("context_length"))?;
+        let experts = self.experts(family, num_hidden_layers)?;
 
         let config = DecoderConfig {
             family,
             vocab_size,
             hidden_size,
-            intermediate_size: self.size(&self.key(WIDTH))?,
+            // Which nothing has where all blocks have experts.
+            intermediate_size: match &experts {
+                Some(experts) if !self.metadata().contains_key(&self.key(WIDTH)) => {
+                    experts.intermediate_size
+                }
+                _ => self.size(&self.key(WIDTH))?,
+            },
             num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
@@ -77,7 +86,7 @@ impl GgufFile {
             mlp_bias: self.has_bias(&["gate_proj", "up_proj", "down_proj"]),
             qk_norm: family.qk_norm,
             sliding_window: None, // llama.cpp has none for these architectures
-            experts: self.experts(family, num_hidden_layers)?,
+            experts,
             tie_word_embeddings: !self.tensors().contains_key("lm_head.weight"),
             initializer_range: INITIALIZER_RANGE,
             bos_token_id: self.token_id("tokenizer.ggml.bos_token_id", vocab_size)?,
@@ -127,15 +136,23 @@ impl GgufFile {
     }
 
     fn experts(&self, family: &Family, layers: usize) -> Result<Option<ExpertsConfig>> {
+        let Some(names) = family.experts else { return Ok(None) };
         let count = self.expert_count()?;
-        if family.experts.is_none() {
-            return Ok(None);
-        }
-        // A loader lists every tensor of every expert, so an absurd number must not reach it.
-        if count > self.tensors().len() {
-            let expected =
-                format!("at most one expert for each of {} tensors", self.tensors().len());
+        if count > MOST_EXPERTS / layers.max(1) {
+            let expected = format!("at most {MOST_EXPERTS} experts in all layers");
             return Err(self.malformed_key(&self.key(EXPERTS), expected, count.to_string()));
+        }
+        let stacks = self.tensors().iter().map(|(name, tensor)| (name, &tensor.info.shape));
+        for (name, shape) in stacks {
+            let naming = names::hugging_face(name, Some(names));
+            if naming.is_some_and(|naming| naming.expert == Expert::All) {
+                return Err(Error::malformed(
+                    self.file_path(),
+                    format!("tensor '{name}'"),
+                    format!("a part for each of {count} experts, as the keys say"),
+                    format!("the shape {shape:?}"),
+                ));
+            }
         }
         let used = self.key("expert_used_count");
         let per_token = self.size(&used)?;
@@ -143,13 +160,18 @@ impl GgufFile {
             let expected = format!("at most {}, {count}", self.key(EXPERTS));
             return Err(self.malformed_key(&used, expected, per_token.to_string()));
         }
-        // Mixtral's files have the one width only.
+        // As llama.cpp: a family whose experts have a width of their own has a key for it, and else the
+        // width of all that a token goes through.
         let own = self.key("expert_feed_forward_length");
-        let width = if self.metadata().contains_key(&own) { own } else { self.key(WIDTH) };
+        let intermediate_size = match names.intermediate_size {
+            DENSE_WIDTH => self.size(&self.key(WIDTH))?,
+            _ if self.metadata().contains_key(&own) => self.size(&own)?,
+            _ => self.size(&self.key(WIDTH))? / per_token,
+        };
         Ok(Some(ExpertsConfig {
             count,
             per_token,
-            intermediate_size: self.size(&width)?,
+            intermediate_size,
             normalised: true, // which llama.cpp does for both architectures, whatever was trained
             layers: vec![true; layers],
         }))
@@ -177,10 +199,40 @@ impl GgufFile {
             let supported = "one file; join the parts with llama-gguf-split --merge";
             return Err(Error::unsupported(self.file_path(), key, files.to_string(), supported));
         }
-        // Experts that all tokens share, or that are chosen in another way, and blocks that have none. 1: softmax.
+        if self.expert_count()? > 0 {
+            self.refuse_other_experts()?;
+        }
+        let key = self.key("attention.causal");
+        if self.bool(&key)? == Some(false) {
+            let supported = "true; a text is written from left to right";
+            return Err(Error::unsupported(self.file_path(), key, "false", supported));
+        }
+        // What a family does without these keys is the value beside each. An extrapolation below 0 is none, too.
+        const EXTRAPOLATION: &str = "rope.scaling.yarn_ext_factor";
+        let is_yarn = self.string(&self.key("rope.scaling.type"))? == Some("yarn");
+        for (name, usual) in [
+            ("attention.scale", 0.0),
+            (EXTRAPOLATION, f64::from(u8::from(is_yarn))),
+            ("rope.scaling.yarn_attn_factor", 1.0),
+            ("rope.scaling.yarn_log_multiplier", 0.0),
+        ] {
+            let key = self.key(name);
+            let is_usual = |number: f64| number == usual || name == EXTRAPOLATION && number < 0.0;
+            if let Some(number) = self.f64(&key)?.filter(|number| !is_usual(*number)) {
+                let supported = format!("{usual}, or no such key");
+                let found = number.to_string();
+                return Err(Error::unsupported(self.file_path(), key, found, supported));
+            }
+        }
+        Ok(())
+    }
+
+    /// Experts that all tokens share, or that are chosen or weighted in another way, and blocks that have none.
+    fn refuse_other_experts(&self) -> Result<()> {
+        const SOFTMAX: u32 = 1; // llama.cpp's number for it; 0 is none said
         for (name, usual) in [
             ("expert_shared_count", &[0][..]),
-            ("expert_gating_func", &[0, 1]),
+            ("expert_gating_func", &[0, SOFTMAX]),
             ("expert_group_count", &[0, 1]),
             ("leading_dense_block_count", &[0]),
             ("interleave_moe_layer_step", &[0, 1]),
@@ -201,28 +253,11 @@ impl GgufFile {
             let supported = "true, or no such key";
             return Err(Error::unsupported(self.file_path(), key, "false", supported));
         }
-        let key = self.key("attention.causal");
-        if self.bool(&key)? == Some(false) {
-            let supported = "true; a text is written from left to right";
-            return Err(Error::unsupported(self.file_path(), key, "false", supported));
-        }
-        // What a family does without these keys is the value beside each. An extrapolation below 0 is none, too.
-        const EXTRAPOLATION: &str = "rope.scaling.yarn_ext_factor";
-        let is_yarn = self.string(&self.key("rope.scaling.type"))? == Some("yarn");
-        for (name, usual) in [
-            ("attention.scale", 0.0),
-            (EXTRAPOLATION, f64::from(u8::from(is_yarn))),
-            ("rope.scaling.yarn_attn_factor", 1.0),
-            ("rope.scaling.yarn_log_multiplier", 0.0),
-            ("expert_weights_scale", 1.0),
-        ] {
-            let key = self.key(name);
-            let is_usual = |number: f64| number == usual || name == EXTRAPOLATION && number < 0.0;
-            if let Some(number) = self.f64(&key)?.filter(|number| !is_usual(*number)) {
-                let supported = format!("{usual}, or no such key");
-                let found = number.to_string();
-                return Err(Error::unsupported(self.file_path(), key, found, supported));
-            }
+        let key = self.key("expert_weights_scale");
+        // 0 is none, too.
+        if let Some(scale) = self.f64(&key)?.filter(|scale| ![0.0, 1.0].contains(scale)) {
+            let supported = "1, or no such key";
+            return Err(Error::unsupported(self.file_path(), key, scale.to_string(), supported));
         }
         Ok(())
     }
@@ -644,7 +679,6 @@ mod tests {
             ("llama.rope.scaling.yarn_ext_factor", 0.0),
             ("llama.rope.scaling.yarn_attn_factor", 1.0),
             ("llama.rope.scaling.yarn_log_multiplier", 0.0),
-            ("llama.expert_weights_scale", 1.0),
         ] {
             unsupported(model().key(key, usual + 0.5), key);
             assert!(config(model().key(key, usual)).is_ok(), "{key}");
@@ -664,7 +698,7 @@ mod tests {
         );
     }
 
-    /// Two blocks of three experts of the width 8, of which a token goes through two.
+    /// One block of three experts of the width 8, without the number of those that a token goes through.
     fn experts(architecture: &str) -> Writer {
         let key = |name: &str| format!("{architecture}.{name}");
         let writer = Writer::new()
@@ -694,10 +728,17 @@ mod tests {
             layers: vec![true],
         };
         assert_eq!((mixtral.family.name, mixtral.experts), ("mixtral", Some(expected.clone())));
-        let qwen = experts("qwen3moe").key(&format!("qwen3moe.{two}"), 2_u32);
-        let qwen = config(qwen.key("qwen3moe.expert_feed_forward_length", 6_u32)).unwrap();
-        let narrow = ExpertsConfig { intermediate_size: 6, ..expected };
-        assert_eq!((qwen.family.name, qwen.experts), ("qwen3_moe", Some(narrow)));
+        let qwen = || experts("qwen3moe").key(&format!("qwen3moe.{two}"), 2_u32);
+        let own = config(qwen().key("qwen3moe.expert_feed_forward_length", 6_u32)).unwrap();
+        let narrow = ExpertsConfig { intermediate_size: 6, ..expected.clone() };
+        assert_eq!((own.family.name, own.experts), ("qwen3_moe", Some(narrow)));
+        // Without the key, the width of the two together.
+        let shared = config(qwen()).unwrap();
+        assert_eq!(shared.experts.unwrap().intermediate_size, 4);
+        // A key of another architecture's.
+        let zero = experts("llama").key(&format!("llama.{two}"), 2_u32);
+        let zero = config(zero.key("llama.expert_feed_forward_length", 0_u32)).unwrap();
+        assert_eq!(zero.experts, Some(expected));
     }
 
     #[test]
@@ -709,18 +750,21 @@ mod tests {
             "at most llama.expert_count, 3",
         );
         malformed(experts("llama").key("llama.expert_used_count", 0_u32), "a size from 1");
-        malformed(
-            model().key("llama.expert_count", 9_u32).key("llama.expert_used_count", 1_u32),
-            "at most one expert for each of 2 tensors",
-        );
+        malformed(model().key("llama.expert_count", 1_u32 << 20), "at most 65536 experts");
         malformed(
             three().f32s("blk.1.ffn_up_exps.weight", &[2, 8, 4], &[0.0; 64]),
-            "'blk.1.ffn_up_exps.weight': expected a matrix for each of 3 experts",
+            "'blk.1.ffn_up_exps.weight': expected a part for each of 3 experts",
         );
         malformed(
             three().f32s("blk.1.ffn_up_exps.weight", &[8, 4], &[0.0; 32]),
             "found the shape [8, 4]",
         );
+        for scale in [0.0_f32, 1.0] {
+            assert!(config(three().key("llama.expert_weights_scale", scale)).is_ok(), "{scale}");
+        }
+        unsupported(three().key("llama.expert_weights_scale", 2.5_f32), "expert_weights_scale");
+        // What a file without experts says of them means nothing.
+        assert!(config(model().key("llama.expert_gating_func", 2_u32)).is_ok());
         for (key, number) in [
             ("llama.expert_shared_count", 1_u32),
             ("llama.expert_gating_func", 2),

@@ -27,7 +27,8 @@ pub(super) enum Expert {
 const NUMBER: &str = "{expert}";
 
 impl Naming {
-    fn of_any(name: String, rows: Rows) -> Self {
+    /// A tensor that is not of experts.
+    pub(super) fn of_any(name: String, rows: Rows) -> Self {
         Self { name, rows, expert: Expert::None }
     }
 

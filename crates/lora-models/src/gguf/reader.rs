@@ -11,11 +11,16 @@ use super::blocks::BlockType;
 use super::header::{Header, TensorInfo};
 use super::names::{self, Expert, Naming, Rows};
 use super::value::Value;
+use crate::config::MOST_EXPERTS;
 use crate::error::{Error, Result};
 use crate::family::ExpertNames;
 
 /// llama.cpp's tensor of factors by which the rotary frequencies are divided (Llama 3.1 and later).
 pub(super) const ROPE_FREQS: &str = "rope_freqs.weight";
+
+/// Most tensors that tensors of all experts are taken apart into, so that a file made to harm cannot fill the memory
+/// with names: three projections of each expert.
+const MOST_SPLIT: usize = 3 * MOST_EXPERTS;
 
 /// How many values are unpacked at a time: whole blocks of every type, in a buffer that stays in a cache.
 const PIECE: usize = 1 << 16;
@@ -47,6 +52,8 @@ pub struct GgufFile {
     metadata: BTreeMap<String, Value>,
     /// Under Hugging Face's names.
     tensors: BTreeMap<String, Tensor>,
+    /// Tensors of single experts.
+    split: usize,
 }
 
 /// A tensor of the file.
@@ -78,6 +85,7 @@ impl GgufFile {
             version: header.version,
             metadata: header.metadata,
             tensors: BTreeMap::new(),
+            split: 0,
         };
         let experts = opened.expert_names();
         for (gguf_name, info) in header.tensors {
@@ -272,26 +280,20 @@ impl GgufFile {
             let supported = "llama.cpp's names, such as 'blk.0.attn_q.weight'";
             return Err(Error::unsupported(&self.path, "tensor name", gguf_name, supported));
         }
-        let Some(naming) = names::hugging_face(&gguf_name, experts) else {
-            let tensor = Tensor { gguf_name: gguf_name.clone(), rows: Rows::Other, info };
-            self.tensors.insert(gguf_name, tensor);
-            return Ok(());
-        };
+        let naming = names::hugging_face(&gguf_name, experts);
+        let naming = naming.unwrap_or_else(|| Naming::of_any(gguf_name.clone(), Rows::Other));
         let Naming { name, rows, expert } = &naming;
         if *expert != Expert::All {
             self.tensors.insert(name.clone(), Tensor { gguf_name, rows: *rows, info });
             return Ok(());
         }
         let count = self.expert_count()?;
-        if info.shape.len() != 3 || info.shape[0] != count {
-            let expected = format!("a matrix for each of {count} experts, as the keys say");
-            let found = format!("the shape {:?}", info.shape);
-            return Err(Error::malformed(
-                &self.path,
-                format!("tensor '{gguf_name}'"),
-                expected,
-                found,
-            ));
+        let has_each = info.shape.len() > 1 && info.shape[0] == count;
+        self.split += count;
+        if !has_each || self.split > MOST_SPLIT {
+            // Under its own name, where `config` finds it.
+            self.tensors.insert(gguf_name.clone(), Tensor { gguf_name, rows: *rows, info });
+            return Ok(());
         }
         for number in 0..count {
             let tensor =

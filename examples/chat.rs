@@ -83,22 +83,36 @@ fn chat(options: &Options) -> Result<()> {
     if stdin().is_terminal() {
         say(format!("{}; /help lists the commands", talk.who()));
     }
+    let mut unanswered = 0;
     loop {
         if stdin().is_terminal() {
             show("> ");
         }
-        let mut line = String::new();
-        let read = stdin().lock().read_line(&mut line);
+        let mut line = Vec::new();
+        let read = stdin().lock().read_until(b'\n', &mut line);
         if read.map_err(|error| Error::other(format!("standard input: {error}")))? == 0 {
-            return Ok(()); // the end of the input
+            // The end of the input. Nobody may have looked at what a script was told.
+            return match unanswered {
+                1.. if !stdin().is_terminal() => {
+                    Err(Error::other(format!("{unanswered} of the messages had no answer")))
+                }
+                _ => Ok(()),
+            };
         }
+        let Ok(line) = String::from_utf8(line) else {
+            unanswered += 1;
+            eprintln!("expected a line of UTF-8 text, found other bytes; type it again");
+            continue;
+        };
         match line.trim() {
             "" => {}
             "/exit" | "/quit" => return Ok(()),
             command if command.starts_with('/') => say(talk.obey(command)),
             said => {
                 if let Err(error) = talk.answer(said) {
+                    unanswered += 1;
                     talk.messages.pop(); // what was said is not part of the conversation
+                    talk.forget_cache(); // it may have seen a part of the answer
                     eprintln!("{}; /reset begins a new conversation", error);
                 }
             }
@@ -137,7 +151,7 @@ impl Talk {
     }
 
     fn obey(&mut self, command: &str) -> String {
-        let (name, rest) = command.split_once(' ').unwrap_or((command, ""));
+        let (name, rest) = command.split_once(char::is_whitespace).unwrap_or((command, ""));
         match (name, rest.trim()) {
             ("/adapter", "on" | "off") if self.adapted.is_none() => {
                 "there is no adapter; start with --adapter FOLDER".to_owned()
@@ -147,7 +161,10 @@ impl Talk {
             ("/system", text) => {
                 self.system = (!text.is_empty()).then(|| text.to_owned());
                 self.forget();
-                "a new conversation, with this system message".to_owned()
+                match text {
+                    "" => "a new conversation, without a system message".to_owned(),
+                    _ => "a new conversation, with this system message".to_owned(),
+                }
             }
             ("/reset", "") => {
                 self.forget();
@@ -162,14 +179,17 @@ impl Talk {
     fn switch(&mut self, on: bool) -> String {
         if self.on != on {
             self.on = on;
-            self.seen.clear();
-            self.cache = KvCache::new();
+            self.forget_cache();
         }
         self.who().to_owned()
     }
 
     fn forget(&mut self) {
         self.messages.clear();
+        self.forget_cache();
+    }
+
+    fn forget_cache(&mut self) {
         self.seen.clear();
         self.cache = KvCache::new();
     }
@@ -203,6 +223,13 @@ impl Talk {
         let rest = stream.finish()?;
         say(&rest);
         text += &rest;
+        let longest = model.config().longest_text();
+        if tokens.tokens().len() >= longest {
+            eprintln!(
+                "[cut: the conversation has {longest} tokens, as many as the model can see; /reset \
+                 begins a new one]"
+            );
+        }
         self.seen = tokens.tokens().to_vec();
         self.seen.truncate(self.cache.seen());
         if stdin().is_terminal() {

@@ -14,7 +14,8 @@ use burn_lora::{Error, Result, say};
 use clap::Parser;
 use lora_core::{LoadOptions, load_adapter_with, read_adapter_info, save_adapter};
 use lora_models::{
-    Checkpoint, Decoder, HostTensor, SafetensorsFile, WeightDtype, WeightSource, read_config,
+    Checkpoint, Decoder, HostTensor, SafetensorsFile, WeightDtype, WeightSource, open_weights,
+    read_config,
 };
 use lora_train::device_by_name;
 use safetensors::SafeTensors;
@@ -44,6 +45,12 @@ struct Options {
     /// File to write `input_ids` and `logits` to
     #[arg(long, value_name = "FILE.safetensors")]
     output: Option<PathBuf>,
+    /// Type of the weights: f32, f16 or bf16
+    #[arg(long, value_name = "TYPE", default_value = "f32")]
+    dtype: WeightDtype,
+    /// Round scores of attention in half precision as transformers' eager attention does, to compare with it
+    #[arg(long)]
+    eager: bool,
     /// Device by name
     #[arg(long, value_name = "NAME", default_value = "flex")]
     device: String,
@@ -56,15 +63,19 @@ fn main() -> ExitCode {
 fn logits(options: &Options) -> Result<()> {
     let device = device_by_name(&options.device)?;
     let mut decoder = if options.model.is_dir() {
-        let weights = SafetensorsFile::open(options.model.join("model.safetensors"))?;
+        let weights = open_weights(&options.model)?;
         let residual = options.residual_base.as_ref().map(SafetensorsFile::open).transpose()?;
         let weights = Overlaid { weights, residual };
-        Decoder::from_weights(&read_config(&options.model)?, &weights, &device)?
+        let config = read_config(&options.model)?;
+        Decoder::from_weights_as(&config, &weights, options.dtype, &device)?
     } else if options.residual_base.is_some() {
         return Err(Error::user("--residual-base: expected a model in a Hugging Face folder"));
     } else {
-        Checkpoint::open(&options.model)?.decoder(&device)?
+        Checkpoint::open(&options.model)?.decoder_as(options.dtype, &device)?
     };
+    if options.eager {
+        decoder = decoder.with_eager_rounding();
+    }
     if let Some(folder) = &options.adapter {
         let report;
         let load = LoadOptions {
@@ -129,7 +140,7 @@ fn logits(options: &Options) -> Result<()> {
 /// A checkpoint in which some tensors are taken from another file, under PEFT's names
 /// (`model.layers.0.self_attn.q_proj.base_layer.weight`).
 struct Overlaid {
-    weights: SafetensorsFile,
+    weights: Box<dyn WeightSource>,
     residual: Option<SafetensorsFile>,
 }
 

@@ -12,6 +12,10 @@ use lora_models::Checkpoint;
 use tempfile::TempDir;
 
 fn example(name: &str, arguments: &[&str], input: &str) -> Output {
+    example_with(name, arguments, input.as_bytes())
+}
+
+fn example_with(name: &str, arguments: &[&str], input: &[u8]) -> Output {
     let test = env::current_exe().unwrap();
     let profile = test.parent().and_then(Path::parent).unwrap();
     let mut child = Command::new(profile.join("examples").join(name))
@@ -22,7 +26,7 @@ fn example(name: &str, arguments: &[&str], input: &str) -> Output {
         .spawn()
         .unwrap();
     // A program that has refused its arguments does not read.
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let _ = child.stdin.take().unwrap().write_all(input);
     child.wait_with_output().unwrap()
 }
 
@@ -97,6 +101,45 @@ fn a_model_written_with_its_adapter_merged_answers_as_with_it() {
     let beside = ask(&["--adapter", path, "--max-new-tokens", "16"]);
     assert_eq!(ask(&["--model", output, "--max-new-tokens", "16"]), beside);
     refused("merge", &arguments, "exists");
+}
+
+#[test]
+fn a_script_hears_of_messages_without_an_answer() {
+    let output = example("chat", &["--max-new-tokens", "4"], "/system\n\u{e9}\n/exit\n");
+    assert!(output.status.success());
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("a new conversation, without a system message"), "{text}");
+
+    // A message longer than the model's longest text.
+    let output = example("chat", &[], &format!("{}\n", "owl ".repeat(400)));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("1 of the messages had no answer"), "{text}");
+}
+
+#[test]
+fn a_line_of_other_bytes_does_not_end_a_talk() {
+    let mut input = b"Where \xff does\n".to_vec();
+    input.extend(b"Where does the owl live?\n");
+    let output = example_with("chat", &[], &input);
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(told.trim(), "The owl lives in the hollow oak.");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("expected a line of UTF-8 text"), "{text}");
+}
+
+/// In bf16 the two roundings give other logits, and eager's are those of transformers.
+#[test]
+fn logits_are_compared_in_other_types() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families/qwen2");
+    let (model, input) = (case.to_str().unwrap(), case.join("golden.safetensors"));
+    let compare = |more: &[&str]| {
+        let arguments = [&["--model", model, "--input", input.to_str().unwrap()], more].concat();
+        told("logits", &arguments, "")
+    };
+    let (plain, eager) = (compare(&["--dtype", "bf16"]), compare(&["--dtype", "bf16", "--eager"]));
+    assert!(plain.contains("largest relative difference") && plain != eager, "{plain}{eager}");
+    assert_eq!(compare(&[]), compare(&["--eager"]));
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub(crate) fn share<R: Send + 'static>(
     parts: usize,
     work: impl Fn(usize) -> R + Send + Sync + 'static,
 ) -> Vec<R> {
-    if parts < 2 || rayon::current_num_threads() == 1 {
+    if parts < 2 || threads() == 1 {
         return (0..parts).map(work).collect();
     }
     share_with(crew(), parts, work)
@@ -113,10 +113,17 @@ impl<R, W: Fn(usize) -> R> Shared<R, W> {
     }
 }
 
+/// Rayon's threads, and no more than there are cores: one that waits awake must not take the core of one at work.
+fn threads() -> usize {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    let cores = || std::thread::available_parallelism().map_or(usize::MAX, usize::from);
+    rayon::current_num_threads().min(*CORES.get_or_init(cores))
+}
+
 /// Into how many parts to divide work that can be divided into `most`.
 pub(crate) fn parts(most: usize) -> usize {
     const EACH: usize = 3; // parts of a thread
-    match rayon::current_num_threads() {
+    match threads() {
         1 => 1,
         threads => (EACH * threads).min(most).max(1),
     }
@@ -131,7 +138,7 @@ struct Crew {
 
 fn crew() -> &'static Mutex<Crew> {
     static CREW: OnceLock<Mutex<Crew>> = OnceLock::new();
-    CREW.get_or_init(|| Mutex::new(Crew::of(rayon::current_num_threads() - 1)))
+    CREW.get_or_init(|| Mutex::new(Crew::of(threads() - 1)))
 }
 
 impl Crew {

@@ -36,7 +36,7 @@ mod weight;
 
 use burn::backend::{Flex, tensor::FloatTensor};
 
-pub use attend::attend;
+pub use attend::{Rounding, attend};
 pub use linear::linear;
 pub use memory::WeightMemory;
 pub use pointwise::{gated, rms_norm, rotate};

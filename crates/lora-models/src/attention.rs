@@ -30,6 +30,9 @@ pub struct Attention {
     pub(crate) head_dim: usize,
     #[module(skip)]
     pub(crate) window: Option<usize>,
+    /// Whether scores are rounded to the type of the activations; in f32 they are not, whatever it says.
+    #[module(skip)]
+    pub(crate) rounds_scores: bool,
 }
 
 /// What all blocks of one forward share.
@@ -67,15 +70,21 @@ impl Attention {
         let rows = heads / kv_heads * length;
         let q = q.reshape([batch, kv_heads, rows, head_dim]);
         let scale = 1.0 / (head_dim as f64).sqrt();
-        let at_once = kernels::attend(&q, &k, &v, scale, places.hidden);
+        let at_once = kernels::attend(&q, &k, &v, scale, places.hidden, self.rounds_scores);
         let mixed = at_once.unwrap_or_else(|| {
+            let dtype = v.dtype();
+            let [q, k, v] = match self.rounds_scores {
+                true => [q, k, v],
+                false => [q, k, v].map(in_full),
+            };
             let scores = q.matmul(k.swap_dims(2, 3)).reshape([batch, heads, length, total]);
             let scores = scaled_in_f32(scores, scale);
             let scores = match places.hidden {
                 Some(hidden) => scores.mask_fill(hidden.clone(), f32::NEG_INFINITY),
                 None => scores,
             };
-            softmax_in_f32(scores).reshape([batch, kv_heads, rows, total]).matmul(v)
+            let weights = softmax_in_f32(scores).reshape([batch, kv_heads, rows, total]);
+            weights.matmul(v).cast(dtype)
         });
         let mixed = mixed.reshape([batch, heads, length, head_dim]);
         self.o_proj.forward(mixed.swap_dims(1, 2).reshape([batch, length, heads * head_dim]))
@@ -96,6 +105,14 @@ impl Attention {
     fn split_heads(&self, x: Tensor<3>) -> Tensor<4> {
         let [batch, length, width] = x.dims();
         x.reshape([batch, length, width / self.head_dim, self.head_dim])
+    }
+}
+
+/// In f32 where it is in half precision.
+fn in_full(tensor: Tensor<4>) -> Tensor<4> {
+    match tensor.dtype() {
+        DType::F32 | DType::F64 => tensor,
+        _ => tensor.cast(DType::F32),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Keys and values of the positions that a decoder has seen.
 
-use burn::tensor::{Tensor, s};
+use burn::tensor::{DType, Device, Tensor, s};
 
 use crate::layout::Packing;
 
@@ -50,14 +50,23 @@ impl KvCache {
     }
 
     /// What is in the cache, in words, unless that is nothing or `blocks` blocks of `[batch, kv_heads,
-    /// head_dim]` as in `fitting`.
-    pub(crate) fn dims(&self, blocks: usize, fitting: [usize; 3]) -> Option<String> {
+    /// head_dim]` as in `fitting`, of this type and on this device.
+    pub(crate) fn unlike(
+        &self,
+        blocks: usize,
+        fitting: [usize; 3],
+        (dtype, device): (DType, &Device),
+    ) -> Option<String> {
         let first = self.blocks.first()?.as_ref()?;
         let [batch, heads, _, head_dim] = first.keys.dims();
+        let (own_dtype, own_device) = (first.keys.dtype(), first.keys.device());
         let fits = self.blocks.len() == blocks && [batch, heads, head_dim] == fitting;
-        (!fits).then(|| {
+        (!fits || own_dtype != dtype || own_device != *device).then(|| {
             let blocks = self.blocks.len();
-            format!("{blocks} blocks of {batch} rows, {heads} key heads and a width of {head_dim}")
+            format!(
+                "{blocks} blocks of {batch} rows, {heads} key heads and a width of {head_dim} in \
+                 {own_dtype:?} on {own_device:?}"
+            )
         })
     }
 

@@ -65,6 +65,8 @@ impl Checkpoint {
             return Err(not_a_model(path, "nothing"));
         } else {
             let file = GgufFile::open(path)?;
+            // First, since a file of another architecture is likely to have another tokenizer too.
+            let config = file.config()?;
             let parts = file.tokenizer_parts()?;
             let tokenizer = Tokenizer::new(
                 parts.tokenizer,
@@ -72,7 +74,7 @@ impl Checkpoint {
                 parts.bos_token,
                 parts.eos_token,
             )?;
-            (file.config()?, tokenizer, Box::new(file))
+            (config, tokenizer, Box::new(file))
         };
         let ids = config.eos_token_ids.iter().chain(&config.bos_token_id);
         if let Some(id) = ids.clone().find(|id| **id as usize >= config.vocab_size) {
@@ -143,11 +145,21 @@ fn check_files(folder: &Path) -> Result<()> {
     let lacks = |name: &str| !folder.join(name).exists();
     for name in [CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE] {
         if lacks(name) && (name != WEIGHTS_FILE || lacks(SHARDS_FILE)) {
-            return Err(not_a_model(folder, &format!("a folder without {name}")));
+            let pickle = PICKLES.into_iter().find(|pickle| name == WEIGHTS_FILE && !lacks(pickle));
+            let advice = pickle.map_or(String::new(), |pickle| {
+                format!(
+                    ", whose pickled weights ({pickle}) can hold programs and are not read: have them \
+                     converted to safetensors"
+                )
+            });
+            return Err(not_a_model(folder, &format!("a folder without {name}{advice}")));
         }
     }
     Ok(())
 }
+
+/// The weights of older folders.
+const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
 
 fn not_a_model(path: &Path, found: &str) -> Error {
     ErrorKind::NotAModel { path: path.to_owned(), found: found.to_owned() }.into()
@@ -195,4 +207,30 @@ fn tokenizer_files(parts: &TokenizerParts) -> Result<Vec<(String, Vec<u8>)>> {
         (TOKENIZER_FILE.to_owned(), tokenizer.into_bytes()),
         ("tokenizer_config.json".to_owned(), config.into_bytes()),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_architecture_is_told_before_an_unknown_tokenizer() {
+        let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+        let keys = [
+            ("general.architecture", "mamba"),
+            ("tokenizer.ggml.model", "gpt2"),
+            ("tokenizer.ggml.pre", "abacus"),
+        ];
+        // The format's version, no tensors, the keys with their type: text.
+        let mut bytes = [&b"GGUF"[..], &3_u32.to_le_bytes(), &0_u64.to_le_bytes()].concat();
+        bytes.extend((keys.len() as u64).to_le_bytes());
+        for (key, value) in keys {
+            bytes.extend([text(key), 8_u32.to_le_bytes().to_vec(), text(value)].concat());
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        let message = Checkpoint::open(path).unwrap_err().to_string();
+        assert!(message.contains("'mamba'") && !message.contains("abacus"), "{message}");
+    }
 }

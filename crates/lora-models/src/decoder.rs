@@ -41,6 +41,17 @@ impl Decoder {
         &self.config
     }
 
+    /// The same decoder, whose attention rounds as transformers' `eager` does in half precision: the product of
+    /// queries and keys, the scaled scores and the weights, each to the type of the activations. To compare logits
+    /// with that; scores are in f32 otherwise, which is nearer to the exact ones, and the only way for models with
+    /// large biases of queries and keys, such as Qwen2. A step of decoding keeps them in f32 either way.
+    pub fn with_eager_rounding(mut self) -> Self {
+        for block in &mut self.model.layers {
+            block.self_attn.rounds_scores = true;
+        }
+        self
+    }
+
     /// Where the weights are.
     pub fn device(&self) -> Device {
         self.model.norm.gamma.val().device()

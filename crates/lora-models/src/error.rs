@@ -30,9 +30,9 @@ impl Error {
     ) -> Self {
         ErrorKind::Malformed {
             path: path.as_ref().to_owned(),
-            place: place.into(),
+            place: shown(&place.into()),
             expected: expected.into(),
-            found: found.into(),
+            found: shown(&found.into()),
         }
         .into()
     }
@@ -43,6 +43,7 @@ impl Error {
         const SHOWN: usize = 4;
         let more = problems.len().saturating_sub(SHOWN);
         problems.truncate(SHOWN);
+        problems.iter_mut().for_each(|problem| *problem = shown(problem));
         if more > 0 {
             problems.push(format!("and {more} more"));
         }
@@ -57,11 +58,39 @@ impl Error {
     ) -> Self {
         ErrorKind::Unsupported {
             path: path.as_ref().to_owned(),
-            what: what.into(),
-            found: found.into(),
+            what: shown(&what.into()),
+            found: shown(&found.into()),
             supported: supported.into(),
         }
         .into()
+    }
+}
+
+/// What stands in a file as a message may have it: a name that someone else wrote must not begin a new
+/// line, colour a terminal or fill it.
+///
+/// Of a long text the end is kept too, for there stand the line and the column of a damaged file.
+pub(crate) fn shown(text: &str) -> String {
+    const START: usize = 200;
+    const END: usize = 100;
+    // Beside the control characters those that end a line or turn the direction of what follows.
+    let is_hidden =
+        |c: char| c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let escaped = |text: &str| -> String {
+        text.chars()
+            .map(|c| match is_hidden(c) {
+                true => c.escape_default().to_string(),
+                false => c.to_string(),
+            })
+            .collect()
+    };
+    let place = |count: usize| text.char_indices().nth(count).map(|(place, _)| place);
+    let tail = text.char_indices().rev().nth(END - 1).map(|(place, _)| place);
+    match (place(START), place(START + END), tail) {
+        (Some(start), Some(_), Some(end)) => {
+            format!("{}...{}", escaped(&text[..start]), escaped(&text[end..]))
+        }
+        _ => escaped(text),
     }
 }
 
@@ -178,4 +207,35 @@ pub enum ErrorKind {
         /// What was given.
         found: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_files_hold_is_shown_on_one_line_and_not_at_length() {
+        assert_eq!(shown("llama\nx\u{1b}[31m\u{202e}"), r"llama\nx\u{1b}[31m\u{202e}");
+        assert_eq!(shown(r#"'é' "a\b""#), r#"'é' "a\b""#); // as it was
+        let whole = "é".repeat(300);
+        assert_eq!(shown(&whole), whole);
+        let long = format!("{}at line 3", "é".repeat(10_000));
+        let short = shown(&long);
+        assert!(short.ends_with("at line 3") && short.starts_with("éé"), "{short}");
+        assert_eq!(short.chars().count(), 303);
+    }
+
+    #[test]
+    fn errors_show_what_files_hold_on_one_line() {
+        let bad = "a\nb\u{1b}[31m";
+        for error in [
+            Error::malformed("config.json", bad, "a name", bad),
+            Error::unsupported("config.json", bad, bad, "llama"),
+            Error::weights("model.safetensors", vec![bad.to_owned()]),
+        ] {
+            let message = error.to_string();
+            assert!(!message.contains(char::is_control), "{message:?}");
+            assert!(message.contains(r"a\nb\u{1b}[31m"), "{message}");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::DType;
+use lora_core::AdaptableLayer;
 
 use crate::cache::KvCache;
 use crate::config::RopeScaling;
@@ -12,6 +13,10 @@ use crate::sampling::{Sampler, Sampling};
 /// Prompt tokens that are read at once: enough to be quick, few enough that their attention scores stay
 /// small beside the model.
 const PIECE: usize = 512;
+
+/// Most tokens to be written that a cache has room for from the start: a limit that nobody means to reach must not
+/// fill the memory. Beyond them it doubles.
+const RESERVED: usize = 4096;
 
 impl Decoder {
     /// Continues `prompt` until a token that ends a text, `max_new_tokens`, or the longest sequence
@@ -31,7 +36,7 @@ impl Decoder {
     ) -> Result<Vec<u32>> {
         let longest = self.config().longest_text();
         let limit = max_new_tokens.min(longest.saturating_sub(prompt.len()));
-        let mut cache = KvCache::with_capacity(prompt.len() + limit);
+        let mut cache = KvCache::with_capacity(prompt.len() + limit.min(RESERVED));
         let tokens = self.continuation(prompt, sampling, &mut cache)?.take(limit);
         tokens.inspect(|id| id.as_ref().into_iter().for_each(|id| on_token(*id))).collect()
     }
@@ -69,7 +74,9 @@ impl Decoder {
             return Err(ErrorKind::Argument { what: "cache", expected, found }.into());
         }
         let fitting = [1, config.num_key_value_heads, config.head_dim];
-        if let Some(found) = cache.dims(config.num_hidden_layers, fitting) {
+        let weight = self.model.embed_tokens.weight();
+        let options = (weight.dtype(), &weight.device());
+        if let Some(found) = cache.unlike(config.num_hidden_layers, fitting, options) {
             let expected = "a cache of one text and of this model".to_owned();
             return Err(ErrorKind::Argument { what: "cache", expected, found }.into());
         }
@@ -113,7 +120,7 @@ impl Decoder {
         let limits: Vec<usize> =
             prompts.iter().map(|prompt| max_new_tokens.min(room(prompt))).collect();
         let most = limits.iter().copied().max().unwrap_or_default();
-        let mut cache = KvCache::with_padding(longest + most, padding.clone());
+        let mut cache = KvCache::with_padding(longest + most.min(RESERVED), padding.clone());
         let mut running: Vec<bool> = limits.iter().map(|limit| *limit > 0).collect();
         // Any token will do before a text; none of the text's sees it.
         let padded =

@@ -23,7 +23,7 @@ macro_rules! on_flex {
 mod flex {
     use burn::backend::Flex;
     use burn::tensor::{Bool, Device, Tensor};
-    use lora_flex::FlexTensor;
+    use lora_flex::{FlexTensor, Rounding};
 
     /// What Flex holds of a tensor without gradients.
     pub(super) fn primitive<const D: usize>(tensor: &Tensor<D>) -> Option<FlexTensor> {
@@ -54,13 +54,15 @@ mod flex {
         v: &Tensor<4>,
         scale: f64,
         hidden: Option<&Tensor<4, Bool>>,
+        rounds: bool,
     ) -> Option<Tensor<4>> {
+        let rounding = if rounds { Rounding::EachOperation } else { Rounding::Output };
         let [q, k, v] = [primitive(q)?, primitive(k)?, primitive(v)?];
         let hidden = match hidden {
             Some(hidden) => Some(hidden.clone().try_into_primitive::<Flex>().ok()?),
             None => None,
         };
-        let y = lora_flex::attend(&q, &k, &v, scale as f32, hidden.as_ref())?;
+        let y = lora_flex::attend(&q, &k, &v, scale as f32, hidden.as_ref(), rounding)?;
         Some(Tensor::from_primitive::<Flex>(y))
     }
 
@@ -86,15 +88,17 @@ pub(crate) fn rotate(x: &Tensor<3>, cos: &Tensor<4>, sin: &Tensor<4>) -> Option<
 }
 
 /// softmax(scale q k^T) v: q `[batch, heads, rows, head_dim]`, k and v `[batch, heads, positions, head_dim]`; row r
-/// does not see the keys that `hidden` `[1 or batch, 1, length, positions]` has for query r modulo length.
+/// does not see the keys that `hidden` `[1 or batch, 1, length, positions]` has for query r modulo length. Scores are in
+/// f32; `rounds` rounds them to the dtype as eager operations do.
 pub(crate) fn attend(
     q: &Tensor<4>,
     k: &Tensor<4>,
     v: &Tensor<4>,
     scale: f64,
     hidden: Option<&Tensor<4, Bool>>,
+    rounds: bool,
 ) -> Option<Tensor<4>> {
-    on_flex!(attend(q, k, v, scale, hidden))
+    on_flex!(attend(q, k, v, scale, hidden, rounds))
 }
 
 /// silu(gate) · up.
@@ -121,8 +125,8 @@ mod tests {
         [
             rms_norm(&x(), &ones([8], device, dtype), 1e-5).is_some(),
             rotate(&x(), &angles(), &angles()).is_some(),
-            attend(&heads(), &heads(), &heads(), 1.0, None).is_some()
-                && attend(&heads(), &heads(), &heads(), 1.0, Some(&hidden)).is_some(),
+            attend(&heads(), &heads(), &heads(), 1.0, None, false).is_some()
+                && attend(&heads(), &heads(), &heads(), 1.0, Some(&hidden), true).is_some(),
             gated(&x(), &x()).is_some(),
         ]
     }

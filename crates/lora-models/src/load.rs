@@ -250,6 +250,7 @@ impl Builder<'_> {
                 k_norm: head_norm("k_norm")?,
                 head_dim: config.head_dim,
                 window: config.window(layer),
+                rounds_scores: false,
             },
             post_attention_layernorm: self
                 .norm(&format!("{path}.post_attention_layernorm.weight"))?,

@@ -2,6 +2,7 @@
 
 mod date;
 mod files;
+mod namespace;
 mod python;
 mod source;
 
@@ -87,8 +88,14 @@ pub struct MarkedText {
 /// - joined by `+` to a text that is marked by `|safe`, another text loses no `<` to HTML's escapes;
 /// - an order of values of different types, such as `'a' < 1`, is no error;
 /// - an integer beyond 64 bits in a message is a float by the time it is here, as in serde_json;
-/// - some filters (`center`, `truncate`, `urlencode`, ...) and methods of strings (`index`, `ljust`, ...),
-///   a macro's `varargs` and `kwargs`, and integers beyond 128 bits end in an error that names them.
+/// - what Python makes one by one (`range`, `d.keys()`, `d.items()`, ...) prints as a list, macros
+///   print in minijinja's words, and `'{}'.format(1e20)` and `1e20 | upper` have no exponent;
+/// - a namespace can hold no other one, nor more than 200 levels;
+/// - what needs Python itself or is rare ends in an error that names it: `cycler`, `lipsum`,
+///   `dict` of pairs, the formats of `'%s' % x`, unary `+`, arithmetic on booleans, integers beyond 128 bits, a
+///   macro's `varargs` and `kwargs`, some filters (`center`, `truncate`, `wordcount`, `striptags`,
+///   ...) and methods (`ljust`, and `index` and `copy` of lists and dicts, ...);
+/// - a tag of more than 300 operators and a template of more than 100 `elif` are refused.
 ///
 /// ```
 /// use lora_models::{ChatTemplates, Message, RenderOptions};
@@ -176,7 +183,8 @@ impl ChatTemplates {
     ) -> Result<Self> {
         let mentions_content = source.contains("content");
         let mentions_date = source.contains("strftime_now");
-        let source::Source { text, has_generation } = source::Source::new(&source);
+        let source::Source { text, has_generation } = source::Source::new(&source)
+            .map_err(|reason| ErrorKind::Template { place: place.clone(), reason, source: None })?;
         for environment in [&mut self.environment, &mut self.marking] {
             let added = environment.add_template_owned(name.clone(), text.clone());
             added.map_err(|source| syntax_error(&place, &source))?;
@@ -510,7 +518,7 @@ fn value(json: &Json) -> Value {
         Json::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
             (Some(number), _, _) => Value::from(number),
             (_, Some(number), _) => Value::from(number),
-            (_, _, Some(number)) => python::float_value(number),
+            (_, _, Some(number)) => Value::from(number),
             _ => Value::from(number.to_string()),
         },
         Json::String(text) => Value::from(text),
@@ -946,6 +954,146 @@ mod tests {
                 .unwrap(),
             "18446744073709551615 -9223372036854775808 [0.1, 1e+16, -2.5e-07] x1e+16[18446744073709551615, 1e+16]"
         );
+    }
+
+    #[test]
+    fn a_float_with_an_exponent_is_a_number() {
+        let variables = json!({"scores": [1e-5, 0.001, 1e20], "tiny": 1e-7, "big": 1e20});
+        let options = RenderOptions {
+            variables: variables.as_object().unwrap().clone(),
+            ..RenderOptions::default()
+        };
+        for (template, expected) in [
+            (
+                "{% for s in scores %}{% if s < 0.5 %}low{% else %}high{% endif %}{% endfor %}",
+                "lowlowhigh",
+            ),
+            ("{{ tiny == 1e-7 }} {{ big == 1e20 }} {{ tiny in [1e-7] }}", "True True True"),
+            ("{{ [big, tiny, 1] | sort }}", "[1e-07, 1, 1e+20]"),
+            ("{{ [big, tiny] | max }} {{ [big, tiny] | min }}", "1e+20 1e-07"),
+            ("{{ tiny + big }} {{ tiny * 2 }} {{ tiny | abs }}", "1e+20 2e-07 1e-07"),
+            ("{{ tiny | round(2) }} {{ '%.3f' | format(tiny) }}", "0.0 0.000"),
+            ("{{ tiny ~ big ~ 1e20 ~ [1e20] }}", "1e-071e+201e+20[1e+20]"),
+            ("{{ [big, tiny] | join(' ') }} {{ big | string }}", "1e+20 1e-07 1e+20"),
+            ("{{ [tiny, big * 10] | tojson }}", "[1e-07, 1e+21]"),
+        ] {
+            assert_eq!(ask(template, &options).unwrap(), expected, "{template}");
+        }
+    }
+
+    #[test]
+    fn joined_values_are_written_as_python_writes_them() {
+        for (template, expected) in [
+            ("{{ 'n' ~ none ~ [none, 'é'] ~ x ~ true }}", "nNone[None, 'é']True"),
+            ("{{ 1 ~ -2 * 3 ~ ('a' ~ 'b')|upper }}", "1-6AB"),
+            ("{{ ('<' | safe ~ '>') | e }}{{ ('<' | safe ~ '>' | safe) | e }}", "&lt;&gt;<>"),
+            ("{% autoescape true %}{{ '<' | safe ~ '>' ~ [1] }}{% endautoescape %}", "<&gt;[1]"),
+        ] {
+            assert_eq!(plain(template).unwrap(), expected, "{template}");
+        }
+        assert_says(plain("{{ 'a' ~ ('b' + 1) }}"), &["line 1", "+ operator"]);
+        for template in ["{{ a ~ }}", "{{ ~ a }}", "{{ a ~ ~ b }}"] {
+            assert_says(ChatTemplates::default().with_default(template), &["line 1: syntax error"]);
+        }
+    }
+
+    #[test]
+    fn a_namespace_never_holds_itself() {
+        for value in [
+            "ns",
+            "[ns]",
+            "{'a': [ns]}",
+            "(1, ns)",
+            "[ns] | list",
+            "[[ns]] | map('first')",
+            "[1] + [ns]",
+        ] {
+            let template =
+                format!("{{% set ns = namespace(x=1) %}}\n{{% set ns.x = {value} %}}{{{{ ns }}}}");
+            assert_says(
+                plain(&template),
+                &["line 2", "namespace attribute x: expected a value without a namespace in it"],
+            );
+        }
+        assert_says(
+            plain("{% set a = namespace(x=namespace()) %}"),
+            &["attribute x: expected a value"],
+        );
+        let deep = "{% set ns = namespace(x=1) %}{% for i in range(99999) %}{% set ns.x = WITHIN %}{% endfor %}";
+        for within in ["[ns.x]", "{'a': ns.x}", "[ns.x, ns.x]", "[[ns.x]] | map('list')"] {
+            assert_says(
+                plain(&deep.replace("WITHIN", within)),
+                &["namespace attribute x: expected at most"],
+            );
+        }
+        let text = "{{ ns ~ 'a' }}{{ ns | upper }}{{ '{}'.format(ns) }}{{ ns }}{{ [ns] }}{{ 'a'.join([ns]) }}";
+        assert_eq!(
+            plain(&format!("{{% set ns = namespace(x=1) %}}{text}")).unwrap(),
+            "<Namespace {'x': 1}>a<NAMESPACE {'X': 1}><Namespace {'x': 1}><Namespace {'x': 1}>\
+             [<Namespace {'x': 1}>]<Namespace {'x': 1}>"
+        );
+        assert_says(plain("{{ namespace(a=1) | tojson }}"), &["tojson cannot write"]);
+        assert_says(
+            plain("{% set x = 1 %}{% set x.y = 1 %}"),
+            &["expected a namespace before the point"],
+        );
+    }
+
+    #[test]
+    fn a_namespace_holds_what_a_template_sets() {
+        let start = "{% set ns = namespace({'a': 1}, b=[2]) %}";
+        for (template, expected) in [
+            ("{{ ns.a }}{{ ns['b'] }}{{ ns.c is defined }}", "1[2]False"),
+            ("{% set ns.c = none %}{% set ns.a = x %}{{ ns.c }}{{ ns.a is defined }}", "NoneFalse"),
+            ("{% set ns.a %}x{{ ns.a }}{% endset %}{{ ns.a }}", "x1"),
+            (
+                "{% macro f() %}{% set ns.a = ns.a + 1 %}{% endmacro %}{{ f() }}{{ f() }}{{ ns.a }}",
+                "3",
+            ),
+            ("{% macro f(x) %}<{{ x }}>{% endmacro %}{% set ns.f = f %}{{ ns.f(1) }}", "<1>"),
+            ("{% set ns.a = 1, 2 %}{{ ns.a }}", "(1, 2)"),
+            ("{% set ns.a = [1, 2] | map('string') %}{{ ns.a | list }}", "['1', '2']"),
+            ("{% set d = {'k': 'v'} %}{% set ns.a = d.items() %}{{ ns.a | list }}", "[('k', 'v')]"),
+            ("{% set d = {'k': 'v'} %}{% set ns.a = d | items %}{{ ns.a | list }}", "[('k', 'v')]"),
+            ("{% set ns.a = ([1, 2, 3] | reverse | list)[1:] + [4] %}{{ ns.a }}", "[2, 1, 4]"),
+            ("{% set ns.a = [1, 2, 3] | batch(2) %}{{ ns.a | list }}", "[[1, 2], [3]]"),
+            (
+                "{% set ns.a = range(3) %}{% set ns.b = [0] * 2 %}{{ ns.a | list }}{{ ns.b }}",
+                "[0, 1, 2][0, 0]",
+            ),
+            ("{% set ns.a = messages | reverse %}{{ ns.a | list | length }}", "1"),
+        ] {
+            assert_eq!(plain(&format!("{start}{template}")).unwrap(), expected, "{template}");
+        }
+    }
+
+    #[test]
+    fn a_long_tag_is_refused_where_the_stack_is_small() {
+        let expression = |of: &str, times: usize| match of {
+            "+1" | "|abs" | ".b" | "()" => format!("{{{{ a{} }}}}", of.repeat(times)),
+            "(" => format!("{{% set {}a{} = 1 %}}", of.repeat(times), ")".repeat(times)),
+            "elif" => format!("{{% if a %}}{}{{% endif %}}", "{% elif b %}".repeat(times)),
+            prefix => format!("{{{{ {}1 }}}}", prefix.repeat(times)),
+        };
+        let threads = std::thread::Builder::new().stack_size(2 << 20);
+        let test = move || {
+            for of in ["+1", "|abs", ".b", "()", "(", "not ", "-", "1 if 1 else ", "elif"] {
+                let most = if of == "elif" {
+                    100
+                } else if of.contains("if") {
+                    150
+                } else {
+                    290
+                };
+                let most = ChatTemplates::default().with_default(expression(of, most)).unwrap();
+                let _ = most.render(&[Message::user("hi")], &RenderOptions::default());
+                for times in [24_000, 50_000] {
+                    let found = ChatTemplates::default().with_default(expression(of, times));
+                    assert_says(found, &["chat template \"default\": line 1: expected at most"]);
+                }
+            }
+        };
+        threads.spawn(test).unwrap().join().unwrap();
     }
 
     #[test]

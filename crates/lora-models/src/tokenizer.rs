@@ -5,9 +5,10 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, shown};
 use crate::message::Message;
 use crate::template::{ChatTemplates, MarkedText, RenderOptions};
 use crate::token_stream::TokenStream;
@@ -53,14 +54,25 @@ impl Tokenizer {
     pub fn from_folder(folder: &Path) -> Result<Self> {
         let path = folder.join(TOKENIZER_FILE);
         let bytes = std::fs::read(&path).map_err(|source| Error::io(&path, source))?;
-        let tokenizer =
-            tokenizers::Tokenizer::from_bytes(bytes).map_err(|source| ErrorKind::Tokenizer {
-                place: path.display().to_string(),
-                reason: format!(
-                    "expected a tokenizer.json of Hugging Face's tokenizers library, found one \
-                     that it cannot read ({source}); download the file again"
-                ),
-            })?;
+        let refused = |problem: String| ErrorKind::Tokenizer {
+            place: path.display().to_string(),
+            reason: format!(
+                "expected a tokenizer.json of Hugging Face's tokenizers library, found one that it \
+                 cannot read ({}); download the file again",
+                shown(&problem)
+            ),
+        };
+        check_merges(&bytes).map_err(refused)?;
+        let tokenizer = tokenizers::Tokenizer::from_bytes(bytes)
+            .map_err(|source| refused(source.to_string()))?;
+        if let Some(post_processor) = tokenizer.get_post_processor() {
+            // As the library itself writes it, it has one form.
+            serde_json::to_value(post_processor)
+                .and_then(Around::deserialize)
+                .map_err(|source| source.to_string())
+                .and_then(|around| around.check())
+                .map_err(refused)?;
+        }
         Self::with_templates(tokenizer, ChatTemplates::from_folder(folder)?)
     }
 
@@ -306,7 +318,91 @@ impl Tokenizer {
 
 pub(crate) fn failed(operation: &str, source: tokenizers::Error) -> Error {
     let place = format!("tokenizer, {operation}");
-    ErrorKind::Tokenizer { place, reason: source.to_string() }.into()
+    ErrorKind::Tokenizer { place, reason: shown(&source.to_string()) }.into()
+}
+
+/// Says which merge the library would end the program over: it takes the prefix off the second part of
+/// each without a look.
+fn check_merges(bytes: &[u8]) -> Result<(), String> {
+    #[derive(Deserialize)]
+    struct File<M> {
+        model: M,
+    }
+    #[derive(Deserialize)]
+    struct Prefix {
+        continuing_subword_prefix: Option<String>,
+    }
+    #[derive(Deserialize)]
+    struct Merges {
+        #[serde(default)]
+        merges: Vec<Merge>,
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Merge {
+        Line(String),
+        Pair(IgnoredAny, String),
+    }
+    let error = |source: serde_json::Error| source.to_string();
+    let File { model } = serde_json::from_slice::<File<Prefix>>(bytes).map_err(error)?;
+    let Some(prefix) = model.continuing_subword_prefix.filter(|prefix| !prefix.is_empty()) else {
+        return Ok(()); // as nearly always, and the merges, many as they are, need not be looked at
+    };
+    let File { model } = serde_json::from_slice::<File<Merges>>(bytes).map_err(error)?;
+    for merge in &model.merges {
+        let second = match merge {
+            Merge::Line(line) => line.split_once(' ').map_or("", |(_, second)| second),
+            Merge::Pair(_, second) => second,
+        };
+        let is_version = matches!(merge, Merge::Line(line) if line.starts_with("#version"));
+        if second.get(prefix.len()..).is_none() && !is_version {
+            return Err(format!(
+                "a merge with '{second}', from which continuing_subword_prefix '{prefix}' cannot be taken"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What is put around a text, as far as the library would end the program over it.
+#[derive(Deserialize)]
+struct Around {
+    #[serde(default)]
+    processors: Vec<Around>,
+    #[serde(default)]
+    single: Vec<Piece>,
+    #[serde(default)]
+    pair: Vec<Piece>,
+    special_tokens: Option<serde_json::Map<String, serde_json::Value>>,
+}
+
+#[derive(Deserialize)]
+enum Piece {
+    Sequence { id: String },
+    SpecialToken { id: String },
+}
+
+impl Around {
+    /// The library looks tokens up without asking whether they are there.
+    fn check(&self) -> Result<(), String> {
+        for piece in self.single.iter().chain(&self.pair) {
+            if let Piece::SpecialToken { id } = piece
+                && !self.special_tokens.as_ref().is_some_and(|tokens| tokens.contains_key(id))
+            {
+                return Err(format!(
+                    "a post_processor with the token '{id}', which its special_tokens lack"
+                ));
+            }
+        }
+        for piece in &self.single {
+            if let Piece::Sequence { id } = piece
+                && id != "A"
+            {
+                return Err(format!("a post_processor for one text with a second, '{id}'"));
+            }
+        }
+        self.processors.iter().try_for_each(Self::check)
+    }
 }
 
 #[cfg(test)]
@@ -503,6 +599,65 @@ mod tests {
         let error = Tokenizer::from_folder(folder(&[]).path()).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Io { .. }));
         assert!(error.to_string().contains(TOKENIZER_FILE), "{error}");
+    }
+
+    #[test]
+    fn a_token_that_goes_around_a_text_must_be_there() {
+        let start = json!({"SpecialToken": {"id": "<s>", "type_id": 0}});
+        let text = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
+        let template = |single: &Json, pair: &Json, tokens: Json| json!({"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens});
+        let (plain, both) = (json!([text("A")]), json!([text("A"), text("B")]));
+        let (started, none) = (json!([start, text("A")]), json!({}));
+        let tokens = json!({"<s>": {"id": "<s>", "ids": [256], "tokens": ["<s>"]}});
+        let open = |post_processor: Json| {
+            let mut json = bytes_json(&["<s>"]);
+            json["post_processor"] = post_processor;
+            Tokenizer::from_folder(folder(&[(TOKENIZER_FILE, &json.to_string())]).path())
+        };
+        let bad = [
+            (template(&started, &both, none.clone()), "the token '<s>'"),
+            (
+                template(&plain, &json!([start, text("A"), text("B")]), none.clone()),
+                "the token '<s>'",
+            ),
+            (template(&json!([text("B")]), &both, none), "one text with a second"),
+        ];
+        for (template, part) in bad {
+            let sequence = json!({"type": "Sequence", "processors": [template]});
+            for processor in [template, sequence] {
+                let message = open(processor).unwrap_err().to_string();
+                assert!(message.contains(TOKENIZER_FILE) && message.contains(part), "{message}");
+            }
+        }
+        let good = template(&started, &both, tokens);
+        let byte_level =
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true});
+        let sequence = json!({"type": "Sequence", "processors": [byte_level, good]});
+        for processor in [good, sequence] {
+            assert_eq!(open(processor).unwrap().encode_whole_text("").unwrap(), [256]);
+        }
+    }
+
+    #[test]
+    fn a_merge_must_have_the_prefix_that_is_taken_off_it() {
+        let open = |prefix: &str, merges: Json| {
+            let mut json = bytes_json(&[]);
+            json["model"]["continuing_subword_prefix"] = json!(prefix);
+            json["model"]["vocab"] = json!({"a": 0, "##b": 1, "ab": 2, "é": 3});
+            json["model"]["merges"] = merges;
+            Tokenizer::from_folder(folder(&[(TOKENIZER_FILE, &json.to_string())]).path())
+        };
+        for (prefix, merges) in [
+            ("####", json!(["a ##b"])),
+            ("####", json!([["a", "##b"]])),
+            ("#", json!([["a", "é"]])), // in the middle of a letter
+        ] {
+            let message = open(prefix, merges).unwrap_err().to_string();
+            assert!(message.contains(&format!("'{prefix}' cannot be taken")), "{message}");
+        }
+        open("##", json!(["#version: 0.2", "a ##b"])).unwrap();
+        open("##", json!([["a", "##b"]])).unwrap();
+        open("", json!([])).unwrap();
     }
 
     #[test]

@@ -89,7 +89,7 @@ fn a_config_that_is_no_config() {
         refused(load(folder.path()), &["config.json"]);
     }
     fs::write(folder.path().join("config.json"), b"\xff\xfe{}").unwrap();
-    refused(load(folder.path()), &["config.json", "UTF-8"]);
+    refused(load(folder.path()), &["config.json: the file", "a JSON object", "UTF-8 from byte 0"]);
     fs::remove_file(folder.path().join("config.json")).unwrap();
     refused(load(folder.path()), &["config.json"]);
 }
@@ -98,6 +98,12 @@ fn a_config_that_is_no_config() {
 fn an_unknown_family_is_told_those_that_are_known() {
     let names: Vec<&str> = FAMILIES.iter().map(|family| family.name).collect();
     with_config(json!({"model_type": "mamba"}), &[&["'mamba'"], &names[..]].concat());
+}
+
+#[test]
+fn a_name_cannot_write_on_a_terminal() {
+    with_config(json!({"model_type": "llama\nx\u{1b}[31m"}), &[r"'llama\nx\u{1b}[31m'"]);
+    with_config(json!({"model_type": "x".repeat(100_000)}), &["xxx...xxx"]);
 }
 
 #[test]
@@ -124,13 +130,10 @@ fn sizes_that_are_absurd_or_do_not_fit() {
         ("sliding_window", json!(-4)),
         ("sliding_window", json!("wide")),
     ] {
-        // serde's own sentence of a wrong type does not know the field.
-        let known =
-            !matches!(&value, Value::String(_)) && value.as_i64() != Some(-1) && !value.is_f64();
-        let parts: &[&str] =
-            if known || name == "sliding_window" { &[name] } else { &["config.json"] };
-        with_config(json!({name: value}), parts);
+        with_config(json!({name: value}), &[&format!("config.json: {name}: ")]);
     }
+    let line = &["num_hidden_layers", "integer `-3`", "at line 1 column"];
+    with_config(json!({"num_hidden_layers": -3}), line);
     with_config(json!({"num_attention_heads": 3, "num_key_value_heads": 2}), &["a divisor of"]);
     with_config(json!({"hidden_size": "absent"}), &["missing field `hidden_size`"]);
     with_config(json!({"rms_norm_eps": -1e-5}), &["rms_norm_eps", "above 0"]);
@@ -147,24 +150,30 @@ fn rope_that_cannot_be() {
         json!({"rope_scaling": scaling})
     };
     with_config(scaling(json!({"rope_type": "longrope"})), &["'longrope'", "default, linear"]);
-    with_config(scaling(json!({"factor": "absent"})), &["rope factor", "found none"]);
-    with_config(scaling(json!({"factor": 0.5})), &["rope factor", "at least 1"]);
+    with_config(scaling(json!({"factor": "absent"})), &["factor of rope_scaling", "found none"]);
+    with_config(scaling(json!({"factor": 0})), &["factor of rope_scaling", "above 0"]);
+    with_config(scaling(json!({"factor": -2})), &["factor of rope_scaling", "found -2"]);
+    with_config(json!({"rope_scaling": 3}), &["rope_scaling", "an object"]);
     with_config(scaling(json!({"low_freq_factor": "absent"})), &["low_freq_factor"]);
     with_config(scaling(json!({"high_freq_factor": 1.0})), &["above low_freq_factor, 1"]);
     with_config(scaling(json!({"original_max_position_embeddings": 0})), &["above 0"]);
-    with_config(scaling(json!({"short_factor": [1.0]})), &["unknown field `short_factor`"]);
+    with_config(
+        scaling(json!({"short_factor": [1.0]})),
+        &["rope_scaling: ", "unknown field `short_factor`"],
+    );
+    let newer = json!({"rope_type": "linear", "factor": 2.0, "short_factor": [1.0]});
+    with_config(json!({"rope_scaling": {}, "rope_parameters": newer}), &["rope_parameters: "]);
     with_config(scaling(json!({"rope_type": "longrope", "short_factor": [1.0]})), &["'longrope'"]);
     with_config(json!({"rope_theta": 0.0}), &["rope_theta", "above 0"]);
     let yarn = |factor: f64| json!({"rope_scaling": {"rope_type": "yarn", "factor": factor}});
-    with_config(yarn(0.5), &["rope factor", "at least 1"]);
-    let implied = json!({"rope_type": "yarn", "original_max_position_embeddings": 16});
-    with_config(json!({"rope_scaling": implied}), &["rope factor", "found 0.5"]);
+    with_config(yarn(0.0), &["factor of rope_scaling", "above 0"]);
     with_config(json!({"partial_rotary_factor": 0.5}), &["partial_rotary_factor"]);
 }
 
 #[test]
 fn what_is_not_supported_is_named() {
     with_config(json!({"hidden_act": "gelu"}), &["hidden_act 'gelu'", "silu"]);
+    with_config(json!({"is_causal": false}), &["is_causal 'false'", "supported: true"]);
     with_config(json!({"quantization_config": {"bits": 4}}), &["quantization_config"]);
 }
 
@@ -286,6 +295,8 @@ fn shards_that_are_not_as_their_index_says() {
         fs::write(path.join(INDEX), text).unwrap();
         refused(load(path), &[INDEX, "weight_map"]);
     }
+    fs::write(path.join(INDEX), b"\xff").unwrap();
+    refused(load(path), &[INDEX, "weight_map", "UTF-8 from byte 0"]);
     for outside in ["../x.safetensors", "/x.safetensors", ".."] {
         let mut index = index.clone();
         index["weight_map"]["model.norm.weight"] = json!(outside);
@@ -321,7 +332,12 @@ fn a_folder_that_lacks_a_file_says_which() {
     fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
     refused(Checkpoint::open(folder.path()), &["tokenizer.json"]);
     fs::remove_file(folder.path().join("model.safetensors")).unwrap();
-    refused(Checkpoint::open(folder.path()), &["a folder without model.safetensors"]);
+    refused(Checkpoint::open(folder.path()), &["a folder without model.safetensors; check"]);
+    let pickled = folder.path().join("pytorch_model.bin");
+    fs::write(&pickled, "").unwrap();
+    let parts = ["a folder without model.safetensors", "(pytorch_model.bin)", "to safetensors"];
+    refused(Checkpoint::open(folder.path()), &parts);
+    fs::remove_file(pickled).unwrap();
     fs::remove_file(folder.path().join("config.json")).unwrap();
     refused(Checkpoint::open(folder.path()), &["a folder without config.json"]);
     refused(Checkpoint::open(folder.path().join("none")), &["found nothing"]);
@@ -358,6 +374,31 @@ fn a_tokenizer_of_another_model() {
     assert!(error.contains(&format!("found '<pad>' with the id {rows}")), "{error}");
     let parts = ["the tokenizer", &format!("at most {rows} tokens"), &format!("'w{rows}'")];
     refused(open(rows + 1), &parts);
+}
+
+#[test]
+fn a_tokenizer_that_would_end_the_program() {
+    let folder = folder(u64::MAX);
+    let open = |change: &dyn Fn(&mut Value)| {
+        let mut json: Value = serde_json::from_str(&tokenizer(3)).unwrap();
+        change(&mut json);
+        fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+        Checkpoint::open(folder.path())
+    };
+    let lacking = open(&|json| {
+        let piece = json!({"SpecialToken": {"id": "<s>", "type_id": 0}});
+        json["post_processor"] = json!({
+            "type": "TemplateProcessing", "single": [piece], "pair": [], "special_tokens": {},
+        });
+    });
+    refused(lacking, &["tokenizer.json", "'<s>'", "special_tokens"]);
+    let short = open(&|json| {
+        json["model"] = json!({
+            "type": "BPE", "continuing_subword_prefix": "####", "vocab": {"a": 0, "b": 1, "ab": 2},
+            "merges": ["a b"],
+        });
+    });
+    refused(short, &["tokenizer.json", "continuing_subword_prefix '####'"]);
 }
 
 #[test]

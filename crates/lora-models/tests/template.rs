@@ -130,7 +130,6 @@ const REFUSED: &[&str] = &[
 /// What we render in another way or transformers refuses, with our text. Templates that a model was
 /// trained with do none of this, as far as those that we have seen.
 const OTHERWISE: &[(&str, &str)] = &[
-    ("{{ uni ~ [uni] }}", "\u{2028}\u{1f} a \u{1f}\u{a0}['\u{2028}\\x1f a \\x1f\u{a0}']"),
     ("{{ 'a' < 1 }}", "False"),
     ("{{ none < 1 }}", "True"),
     ("{{ 1 in 'abc' }}", "False"),
@@ -140,13 +139,12 @@ const OTHERWISE: &[(&str, &str)] = &[
     ("{{ d.items() }}", "[('b', 2), ('a', 1), ('C', 3)]"),
     ("{{ d.keys() }}", "['b', 'a', 'C']"),
     ("{{ range(3) | tojson }}", "[0, 1, 2]"),
-    ("{{ namespace(a=1) | tojson }}", "{\"a\": 1}"),
     ("{{ messages | map('attr', 'role') | list }}", "['system', 'user', 'assistant', 'user']"),
     ("{{ messages | sum(attribute='n') }}", "3"),
     ("{{ messages | last | attr('role') }}", "user"),
     ("{{ '<a>'|safe + '<b>' }}", "<a><b>"),
     ("{{ range(3) }}", "[0, 1, 2]"),
-    ("{{ namespace(_a=1) }}", "{'_a': 1}"),
+    ("{{ namespace(_a=1) }}", "<Namespace {'_a': 1}>"),
     ("{{ 1. }}", "1.0"),
     ("{{ 12.e1 }}", "120.0"),
     ("{{ messages[1.0] }}", "{'role': 'user', 'content': 'Hé \\'llo\\n\"x\" <b>&'}"),

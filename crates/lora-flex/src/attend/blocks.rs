@@ -8,7 +8,7 @@ use gemm::Parallelism;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::{softmax, strides};
+use super::{Rounding, softmax, strides};
 use crate::FlexTensor;
 use crate::halves::widened;
 use crate::product::{Matrix, gemm_accumulate_on};
@@ -26,14 +26,15 @@ const SCORES: usize = 1 << 16;
 /// softmax(scale q k^T) v, block by block of queries, with scores for the keys only from the first to the last that
 /// one of them sees.
 ///
-/// In half precision the product, the scores and the weights are rounded where Burn's operations, one after the
-/// other, round them, and keys and values are copied to f32.
+/// In half precision keys and values are copied to f32, and the output is rounded once; with `rounding`, so are the
+/// product, the scores and the weights, where operations one after the other round them.
 pub(super) fn attend_in_blocks<T: Weight>(
     q: &FlexTensor,
     k: &FlexTensor,
     v: &FlexTensor,
     scale: f32,
     hidden: &Hidden,
+    rounding: Rounding,
 ) -> Option<FlexTensor> {
     let shape: [usize; 4] = q.layout().shape().dims();
     let [_, heads, rows, width] = shape;
@@ -61,6 +62,7 @@ pub(super) fn attend_in_blocks<T: Weight>(
             queries: Matrix::new(&queries[first * width..], [count, width], [width, 1])?,
             lines: (first_row..first_row + count).map(|row| hidden.line(batch, row)).collect(),
             scale,
+            rounding,
         };
         let mixed = block.mixed::<T>(keys.of_head(batch, head)?, values.of_head(batch, head)?)?;
         T::round_all(&mixed, output);
@@ -162,6 +164,7 @@ struct Block<'a> {
     queries: Matrix<'a>,  // [count, width]
     lines: Vec<Line<'a>>, // of each
     scale: f32,
+    rounding: Rounding,
 }
 
 impl Block<'_> {
@@ -177,8 +180,9 @@ impl Block<'_> {
         gemm_accumulate_on(Parallelism::None, &mut scores, seen, self.queries, keys.transposed());
         let lines = self.lines.iter();
         let hidden = lines.map(|(flags, _)| flags.map(|flags| &flags[first..][..seen])).collect();
-        let (scale, phantom) = (self.scale, PhantomData::<T>);
-        Arch::new().dispatch(Weigh { scores: &mut scores, hidden, scale, phantom });
+        let Self { scale, rounding, .. } = *self;
+        let phantom = PhantomData::<T>;
+        Arch::new().dispatch(Weigh { scores: &mut scores, hidden, scale, rounding, phantom });
         let weights = Matrix::new(&scores, [count, seen], [seen, 1])?;
         gemm_accumulate_on(Parallelism::None, &mut output, width, weights, values);
         Some(output)
@@ -190,6 +194,7 @@ struct Weigh<'a, T> {
     scores: &'a mut [f32],         // [count, positions]
     hidden: Vec<Option<&'a [u8]>>, // of each query
     scale: f32,
+    rounding: Rounding,
     phantom: PhantomData<T>,
 }
 
@@ -198,9 +203,10 @@ impl<T: Weight> WithSimd for Weigh<'_, T> {
 
     #[inline(always)] // so that it is compiled for S
     fn with_simd<S: Simd>(self, _: S) {
-        let Self { scores, hidden, scale, .. } = self;
+        let Self { scores, hidden, scale, rounding, .. } = self;
         let positions = scores.len() / hidden.len();
-        let mut halves = vec![T::round(0.0); if T::PER_WORD == 2 { positions } else { 0 }];
+        let rounds = T::PER_WORD == 2 && rounding == Rounding::EachOperation;
+        let mut halves = vec![T::round(0.0); if rounds { positions } else { 0 }];
         let mut round = |line: &mut [f32]| {
             if !halves.is_empty() {
                 T::round_all(line, &mut halves);

@@ -12,7 +12,7 @@ use tokenizers::{
     NormalizerWrapper, PreTokenizerWrapper, Result as TokenizersResult, SplitDelimiterBehavior,
 };
 
-/// The names that [`named`] knows, for messages.
+/// Names that [`named`] knows, for messages; it knows other names for the same rules too.
 pub(super) const NAMES: &str = "llama-bpe (llama3, llama-v3), qwen2, smollm, gpt-2, default";
 
 /// Llama 3: words with the one mark before them, up to three digits, marks with the line ends after them.
@@ -47,12 +47,14 @@ pub(super) fn named(name: &str) -> Option<TokenizersResult<Stages>> {
         adds_bos: false,
     };
     Some(match name {
-        "llama-bpe" | "llama3" | "llama-v3" => splits(&[LLAMA_3]).map(|pre_tokenizer| Stages {
-            ignore_merges: true,
-            adds_bos: true,
-            ..plain(pre_tokenizer)
-        }),
-        "qwen2" => splits(&[QWEN_2])
+        "llama-bpe" | "llama3" | "llama-v3" | "falcon3" => {
+            splits(&[LLAMA_3]).map(|pre_tokenizer| Stages {
+                ignore_merges: true,
+                adds_bos: true,
+                ..plain(pre_tokenizer)
+            })
+        }
+        "qwen2" | "deepseek-r1-qwen" => splits(&[QWEN_2])
             .map(|pre_tokenizer| Stages { normalizer: Some(NFC.into()), ..plain(pre_tokenizer) }),
         "smollm" => {
             let stages = vec![Digits::new(true).into(), byte_level(true).into()];
@@ -80,4 +82,24 @@ fn splits(expressions: &[&str]) -> TokenizersResult<PreTokenizerWrapper> {
 pub(super) fn byte_level(words: bool) -> ByteLevel {
     let (add_prefix_space, trim_offsets) = (false, true);
     ByteLevel::new(add_prefix_space, trim_offsets, words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_llama_cpp_reads_alike_have_the_same_stages() {
+        let stages = |name: &str| {
+            let stages = named(name).unwrap().unwrap();
+            let pre_tokenizer = serde_json::to_string(&stages.pre_tokenizer).unwrap();
+            let normalizer = serde_json::to_string(&stages.normalizer).unwrap();
+            (pre_tokenizer, normalizer, stages.ignore_merges, stages.adds_bos)
+        };
+        for other in ["llama3", "llama-v3", "falcon3"] {
+            assert_eq!(stages(other), stages("llama-bpe"));
+        }
+        assert_eq!(stages("deepseek-r1-qwen"), stages("qwen2"));
+        assert!(named("deepseek-v3").is_none());
+    }
 }

@@ -79,18 +79,16 @@ struct RopeParameters {
 /// or describes a model that this crate does not have (another `model_type`, activation or RoPE).
 pub fn read_config(folder: impl AsRef<Path>) -> Result<DecoderConfig> {
     let path = folder.as_ref().join(CONFIG_FILE);
-    let value = read_json(&path)?;
-    let family = match value.get("model_type") {
+    let (text, fields) = read_json(&path)?;
+    let family = match fields.get("model_type") {
         Some(Value::String(name)) => Family::named(name)
             .ok_or_else(|| Error::unsupported(&path, "model_type", name, Family::names()))?,
         _ => {
             return Err(Error::malformed(&path, "model_type", "a name such as \"llama\"", "none"));
         }
     };
-    let fields = value.clone();
-    let file: File = serde_json::from_value(value).map_err(|source| {
-        Error::malformed(&path, "the file", "the fields of a decoder", source.to_string())
-    })?;
+    let file =
+        File::deserialize(&fields).map_err(|source| type_error(&path, &text, &fields, source))?;
     let reader = Reader { path: &path, family, file, fields };
     let mut config = reader.config()?;
     if let Some(ConfigProblem { field, expected, found }) = config.problem() {
@@ -100,11 +98,43 @@ pub fn read_config(folder: impl AsRef<Path>) -> Result<DecoderConfig> {
     Ok(config)
 }
 
-fn read_json(path: &Path) -> Result<Value> {
-    let text = fs::read_to_string(path).map_err(|source| Error::io(path, source))?;
-    serde_json::from_str(&text).map_err(|source| {
-        Error::malformed(path, "the file", "a JSON object", format!("an error: {source}"))
+/// A file of JSON as text and as a value.
+fn read_json(path: &Path) -> Result<(String, Value)> {
+    let expected = "a JSON object";
+    let text = read_text(path, expected)?;
+    let value = serde_json::from_str(&text).map_err(|source| {
+        Error::malformed(path, "the file", expected, format!("an error: {source}"))
+    })?;
+    Ok((text, value))
+}
+
+/// A file of text; `expected` says what kind.
+pub(super) fn read_text(path: &Path, expected: &str) -> Result<String> {
+    let bytes = fs::read(path).map_err(|source| Error::io(path, source))?;
+    String::from_utf8(bytes).map_err(|source| {
+        let place = source.utf8_error().valid_up_to();
+        Error::malformed(path, "the file", expected, format!("no UTF-8 from byte {place} on"))
     })
+}
+
+/// A field that has another type, with its name and its line.
+fn type_error(path: &Path, text: &str, fields: &Value, source: serde_json::Error) -> Error {
+    // serde names no field, so each is read by itself until one has the same complaint; what is read
+    // from a value has no line.
+    let complaint = source.to_string();
+    let is_wrong = |(name, value): &(&String, &Value)| {
+        let alone = json!({ name.as_str(): value });
+        File::deserialize(&alone).is_err_and(|error| error.to_string() == complaint)
+    };
+    let name = fields.as_object().and_then(|fields| fields.iter().find(is_wrong));
+    let found = match serde_json::from_str::<File>(text) {
+        Err(located) if located.to_string().starts_with(&complaint) => located.to_string(),
+        _ => complaint.clone(),
+    };
+    match name.filter(|_| !complaint.starts_with("missing field")) {
+        Some((name, _)) => Error::malformed(path, name, "a value of another type", found),
+        None => Error::malformed(path, "the file", "the fields of a decoder", found),
+    }
 }
 
 /// A config file on its way to a [`DecoderConfig`].
@@ -174,8 +204,13 @@ impl Reader<'_> {
 
     fn check_supported(&self) -> Result<()> {
         let (file, path) = (&self.file, self.path);
-        if let Some(activation) = file.hidden_act.as_deref().filter(|name| *name != "silu") {
+        let is_silu = |name: &str| ["silu", "swish"].contains(&name); // one function, two names
+        if let Some(activation) = file.hidden_act.as_deref().filter(|name| !is_silu(name)) {
             return Err(Error::unsupported(path, "hidden_act", activation, "silu"));
+        }
+        // transformers lets tokens see those after them for all that is not true in Python, null too.
+        if let Some(value) = self.fields.get("is_causal").filter(|value| **value != json!(true)) {
+            return Err(Error::unsupported(path, "is_causal", value.to_string(), "true"));
         }
         if file.quantization_config.as_ref().is_some_and(|value| !value.is_null()) {
             let supported = "none: f32, f16 or bf16 weights";
@@ -197,49 +232,54 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// As transformers 5 does: the older field wins where a file has both.
-    fn rope_parameters(&self) -> Result<RopeParameters> {
-        let value = self.file.rope_scaling.as_ref().filter(|value| !value.is_null());
-        let value = value.or(self.file.rope_parameters.as_ref()).filter(|value| !value.is_null());
-        let Some(value) = value else { return Ok(RopeParameters::default()) };
+    /// The parameters and the field that has them. As transformers 5 does: the older field wins where a
+    /// file has both, unless it is empty.
+    fn rope_parameters(&self) -> Result<(&'static str, RopeParameters)> {
+        let is_empty = |value: &&Value| value.as_object().is_some_and(serde_json::Map::is_empty);
+        let older = self.file.rope_scaling.as_ref().filter(|value| !is_empty(value));
+        let (field, value) = match (older, &self.file.rope_parameters) {
+            (Some(value), _) => ("rope_scaling", value),
+            (None, Some(value)) => ("rope_parameters", value),
+            (None, None) => return Ok(("rope_scaling", RopeParameters::default())),
+        };
+        let Some(value) = value.as_object() else {
+            return Err(Error::malformed(self.path, field, "an object", value.to_string()));
+        };
+        let mut value = value.clone();
+        // What is null is absent, whatever its name. `finetuned` tells how a model was made.
+        value.retain(|name, value| !value.is_null() && name != "finetuned");
         // Before the fields are looked at, which are others for other types.
         let kind = value.get("rope_type").or(value.get("type")).and_then(Value::as_str);
         if let Some(kind) = kind.filter(|kind| !ROPE_TYPES.contains(kind)) {
-            let supported = ROPE_TYPES.join(", ");
-            return Err(Error::unsupported(self.path, "rope_type", kind, supported));
+            let (what, supported) = (format!("rope_type of {field}"), ROPE_TYPES.join(", "));
+            return Err(Error::unsupported(self.path, what, kind, supported));
         }
-        let rope = RopeParameters::deserialize(value).map_err(|source| {
+        let rope = RopeParameters::deserialize(Value::Object(value)).map_err(|source| {
             let found = format!("an error: {source}");
-            Error::malformed(self.path, "rope_parameters", "the fields of its rope_type", found)
+            Error::malformed(self.path, field, "the fields of its rope_type", found)
         })?;
         if let Some(factor) = rope.partial_rotary_factor.filter(|factor| *factor != 1.0) {
-            let found = factor.to_string();
-            return Err(Error::unsupported(self.path, "partial_rotary_factor", found, "1"));
+            let (what, found) = (format!("partial_rotary_factor of {field}"), factor.to_string());
+            return Err(Error::unsupported(self.path, what, found, "1"));
         }
-        Ok(rope)
+        Ok((field, rope))
     }
 
     /// theta, and what stretches the frequencies.
     fn rope(&self, longest: usize) -> Result<(f64, RopeScaling)> {
-        let rope = self.rope_parameters()?;
+        let (field, rope) = self.rope_parameters()?;
         let theta = rope.rope_theta.or(self.file.rope_theta);
         let theta = theta.unwrap_or(self.family.defaults.rope_theta);
         let number = |name: &str, value: Option<f64>| match value {
             Some(value) if value.is_finite() && value > 0.0 => Ok(value),
-            Some(value) => {
-                let expected = "a finite number above 0";
-                Err(Error::malformed(self.path, name, expected, value.to_string()))
-            }
-            None => Err(Error::malformed(self.path, name, "a number for this rope_type", "none")),
-        };
-        let at_least_one = |factor| match number("rope factor", factor)? {
-            factor if factor >= 1.0 => Ok(factor),
-            factor => {
-                let expected = "a number of at least 1";
-                Err(Error::malformed(self.path, "rope factor", expected, factor.to_string()))
+            _ => {
+                let expected = "a finite number above 0 for this rope_type";
+                let found = value.map_or("none".to_owned(), |value| value.to_string());
+                Err(Error::malformed(self.path, format!("{name} of {field}"), expected, found))
             }
         };
-        let factor = || at_least_one(rope.factor);
+        // Below 1 too, which transformers warns of and computes.
+        let factor = || number("factor", rope.factor);
         let original = self.file.original_max_position_embeddings;
         let original = original.or(rope.original_max_position_embeddings).unwrap_or(longest);
         if original == 0 {
@@ -256,7 +296,8 @@ impl Reader<'_> {
                 if high <= low {
                     let expected = format!("a number above low_freq_factor, {low}");
                     let found = high.to_string();
-                    return Err(Error::malformed(self.path, "high_freq_factor", expected, found));
+                    let place = format!("high_freq_factor of {field}");
+                    return Err(Error::malformed(self.path, place, expected, found));
                 }
                 RopeScaling::Llama3 {
                     factor: factor()?,
@@ -267,7 +308,7 @@ impl Reader<'_> {
             }
             "yarn" => {
                 let implied = longest as f64 / original as f64;
-                let factor = at_least_one(rope.factor.or(Some(implied)))?;
+                let factor = number("factor", rope.factor.or(Some(implied)))?;
                 let mscales = rope.mscale.zip(rope.mscale_all_dim);
                 let mscales = mscales.filter(|(one, other)| *one != 0.0 && *other != 0.0);
                 let attention = rope.attention_factor;
@@ -405,7 +446,7 @@ fn add_generation_ends(folder: &Path, config: &mut DecoderConfig) -> Result<()> 
     if !path.exists() {
         return Ok(());
     }
-    let value = read_json(&path)?;
+    let (_, value) = read_json(&path)?;
     for id in token_ids(&path, "eos_token_id", &value.get("eos_token_id").cloned())? {
         if !config.eos_token_ids.contains(&id) {
             config.eos_token_ids.push(id);
@@ -445,7 +486,12 @@ pub fn config_to_json(config: &DecoderConfig, dtype: WeightDtype) -> Result<Valu
         "tie_word_embeddings": config.tie_word_embeddings,
         "initializer_range": config.initializer_range,
         "bos_token_id": config.bos_token_id,
-        "eos_token_id": config.eos_token_ids,
+        // As transformers writes it: its generate() takes the first of a list without a look.
+        "eos_token_id": match config.eos_token_ids[..] {
+            [] => Value::Null,
+            [id] => id.into(),
+            _ => config.eos_token_ids.clone().into(),
+        },
         "torch_dtype": dtype.torch_name(),
     });
     let fields = json.as_object_mut().expect("it was just written as an object");
@@ -580,6 +626,60 @@ mod tests {
     }
 
     #[test]
+    fn what_says_nothing_about_the_angles_is_passed_over() {
+        let mistral = r#", "rope_scaling": {"factor": 2.0, "finetuned": true, "type": "yarn",
+            "rope_type": null, "long_factor": null, "original_max_position_embeddings": 1024}"#;
+        let expected = mistral
+            .replace(r#""finetuned": true, "#, "")
+            .replace(r#""rope_type": null, "long_factor": null, "#, "");
+        let rope = |text: &str| read(text).unwrap().rope_scaling;
+        assert!(matches!(rope(mistral), RopeScaling::Yarn { factor: 2.0, .. }));
+        assert_eq!(rope(mistral), rope(&expected));
+    }
+
+    #[test]
+    fn an_empty_older_field_loses() {
+        let linear = r#""rope_parameters": {"rope_type": "linear", "factor": 4.0}"#;
+        let four = RopeScaling::Linear { factor: 4.0 };
+        let two = RopeScaling::Linear { factor: 2.0 };
+        for (older, expected) in
+            [("{}", four.clone()), ("null", four), (r#"{"type": "linear", "factor": 2.0}"#, two)]
+        {
+            let text = format!(r#", "rope_scaling": {older}, {linear}"#);
+            assert_eq!(read(&text).unwrap().rope_scaling, expected, "{older}");
+        }
+        assert_eq!(read(r#", "rope_scaling": {}"#).unwrap().rope_scaling, RopeScaling::None);
+    }
+
+    #[test]
+    fn factors_below_one_are_read() {
+        for kind in ["linear", "dynamic", "yarn"] {
+            let text = format!(r#", "rope_scaling": {{"rope_type": "{kind}", "factor": 0.5}}"#);
+            let scaling = read(&text).unwrap().rope_scaling;
+            assert!(format!("{scaling:?}").contains("factor: 0.5"), "{scaling:?}");
+        }
+        let llama_3 = r#", "rope_scaling": {"rope_type": "llama3", "factor": 0.5,
+            "low_freq_factor": 1.0, "high_freq_factor": 4.0}"#;
+        let scaling = read(llama_3).unwrap().rope_scaling;
+        assert!(matches!(scaling, RopeScaling::Llama3 { factor: 0.5, .. }));
+    }
+
+    #[test]
+    fn silu_has_two_names() {
+        let other = read(r#", "hidden_act": "swish""#).unwrap();
+        assert_eq!(other, read(r#", "hidden_act": "silu", "is_causal": true"#).unwrap());
+    }
+
+    #[test]
+    fn end_tokens_are_written_as_transformers_reads_them() {
+        for written in ["null", "2", "[2,5]"] {
+            let config = read(&format!(r#", "eos_token_id": {written}"#)).unwrap();
+            let json = config_to_json(&config, WeightDtype::F32).unwrap();
+            assert_eq!(json["eos_token_id"].to_string(), written);
+        }
+    }
+
+    #[test]
     fn null_key_heads_are_as_many_as_query_heads() {
         for family in ["llama", "qwen2", "mistral"] {
             let folder = tempfile::tempdir().unwrap();
@@ -636,6 +736,8 @@ mod tests {
             (r#", "hidden_act": "gelu""#, "gelu"),
             (r#", "rope_scaling": {"rope_type": "longrope"}"#, "longrope"),
             (r#", "rope_parameters": {"type": "proportional"}"#, "proportional"),
+            (r#", "is_causal": false"#, "is_causal 'false'"),
+            (r#", "is_causal": null"#, "is_causal 'null'"),
             (r#", "partial_rotary_factor": 0.5"#, "0.5"),
             (r#", "attention_dropout": 0.1"#, "attention_dropout '0.1'"),
             (r#", "router_jitter_noise": 0.2"#, "router_jitter_noise '0.2'"),

@@ -58,7 +58,8 @@ impl SafetensorsFile {
         })?;
 
         let data_start = 8 + header_bytes;
-        let expected_bytes = data_start + metadata.data_len() as u64;
+        // A header may name any size, and fit itself.
+        let expected_bytes = data_start.saturating_add(metadata.data_len() as u64);
         if file_bytes != expected_bytes {
             let expected = format!("{expected_bytes} bytes; is the file complete?");
             return Err(damaged("length", &expected, format!("{file_bytes} bytes")));
@@ -203,6 +204,17 @@ mod tests {
         }
         assert!(file.read("d").unwrap_err().to_string().contains("U8"));
         assert!(file.read("e").is_err());
+    }
+
+    #[test]
+    fn a_tensor_of_almost_all_there_is_is_refused() {
+        let size = u64::MAX;
+        let header = format!(
+            r#"{{"a": {{"dtype": "U8", "shape": [{size}], "data_offsets": [0, {size}]}}}}"#
+        );
+        let length = (header.len() as u64).to_le_bytes();
+        let error = open(&[&length, header.as_bytes()].concat()).unwrap_err().to_string();
+        assert!(error.contains("model.safetensors"), "{error}");
     }
 
     #[test]

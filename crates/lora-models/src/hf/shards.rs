@@ -1,12 +1,12 @@
 //! Weights in several files, and the index that lists them.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::SHARDS_FILE;
+use super::config::read_text;
 use super::safetensors::SafetensorsFile;
 use crate::error::{Error, Result};
 use crate::weights::{HostTensor, WeightDtype, WeightSource};
@@ -34,9 +34,9 @@ impl SafetensorsShards {
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref();
         let index = folder.join(SHARDS_FILE);
-        let text = fs::read_to_string(&index).map_err(|source| Error::io(&index, source))?;
+        let expected = "an object with weight_map, from tensors to files";
+        let text = read_text(&index, expected)?;
         let Index { weight_map } = serde_json::from_str(&text).map_err(|source| {
-            let expected = "an object with weight_map, from tensors to files";
             Error::malformed(&index, "the file", expected, format!("an error: {source}"))
         })?;
 
@@ -45,8 +45,10 @@ impl SafetensorsShards {
         names.dedup();
         let mut files = Vec::new();
         for name in &names {
-            // A file of an index that someone else wrote must not lead out of the folder.
-            if Path::new(name).file_name().is_none_or(|file| file != name.as_str()) {
+            // A file of an index that someone else wrote must not lead out of the folder, nor write on a
+            // terminal from the path in a message.
+            let is_outside = Path::new(name).file_name().is_none_or(|file| file != name.as_str());
+            if is_outside || name.contains(char::is_control) {
                 let expected = "the names of files beside the index";
                 return Err(Error::malformed(&index, "weight_map", expected, format!("'{name}'")));
             }
@@ -115,6 +117,8 @@ impl WeightSource for SafetensorsShards {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use safetensors::tensor::{Dtype, TensorView};
 
@@ -158,7 +162,7 @@ mod tests {
         refused("{}", "missing field `weight_map`");
         refused(r#"{"weight_map": {"a": 1}}"#, "weight_map, from tensors to files");
         refused(r#"{"weight_map": {"a": "1.safetensors", "b": "3.safetensors"}}"#, "3.safetensors");
-        for outside in ["../1.safetensors", "/1.safetensors", "x/1.safetensors", "..", ""] {
+        for outside in ["../1.safetensors", "/1.safetensors", "x/1.safetensors", "..", "", "\\n"] {
             let index = format!(r#"{{"weight_map": {{"a": "{outside}"}}}}"#);
             refused(&index, "the names of files beside the index");
         }

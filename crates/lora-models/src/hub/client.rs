@@ -275,8 +275,7 @@ impl<'a> Client<'a> {
         }
         let mut report = |done| on_progress(&Download { file: &file.path, done, total: file.size });
         report(*done);
-        // One byte too many is enough to know.
-        let mut body = response.body_mut().as_reader().take(file.size - *done + 1);
+        let mut body = response.body_mut().as_reader().take(most_bytes(file.size, *done));
         let mut buffer = vec![0; BUFFER];
         loop {
             match body.read(&mut buffer) {
@@ -334,6 +333,11 @@ impl<'a> Client<'a> {
         };
         Refusal::Problem(problem)
     }
+}
+
+/// Bytes that are taken of an answer at most: one too many is enough to know, and a list may name any size.
+fn most_bytes(size: u64, done: u64) -> u64 {
+    size.saturating_sub(done).saturating_add(1)
 }
 
 /// Why what was asked for did not come.
@@ -397,6 +401,12 @@ mod tests {
         assert_eq!(git, "07fb12aa1205e57b7106d6d35da838dc6f46fa62");
         let sha = of(Digest::Sha256(String::new()), &mut file);
         assert_eq!(sha, "2c53fc58ffddfe679c455771d140f9a895e46d1fdfe817d7e8be57e40ae53fdb");
+    }
+
+    #[test]
+    fn one_byte_more_than_is_missing_is_taken_of_any_size() {
+        assert_eq!(most_bytes(9, 4), 6);
+        assert_eq!(most_bytes(u64::MAX, 0), u64::MAX);
     }
 
     #[test]

@@ -11,9 +11,12 @@ use minijinja::value::{
     ArgType, DynObject, Enumerator, Kwargs, Object, ObjectRepr, Rest, Tuple, ValueKind,
     ValueOrKwargs, from_args,
 };
-use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter, filters};
+use minijinja::{
+    AutoEscape, Environment, Error, ErrorKind, Output, State, Value, escape_formatter, filters,
+};
 use minijinja_contrib::{globals, pycompat};
 
+use super::namespace::{self, Namespace};
 use super::source;
 
 /// Jinja as Hugging Face sets it up in `transformers/utils/chat_template_utils.py`, but for what
@@ -23,6 +26,9 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.set_unknown_method_callback(method);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("joiner", globals::joiner);
+    environment.add_function("namespace", namespace::namespace);
+    environment.add_function(source::SET, namespace::set);
+    environment.add_function(source::CONCATENATE, concatenate);
     environment.add_filter(source::EACH, each);
     environment.add_filter("tojson", tojson);
     environment.add_filter("string", string);
@@ -75,16 +81,15 @@ fn is_iterable(value: &Value) -> bool {
 }
 
 fn is_callable(value: &Value) -> bool {
-    value.kind() == ValueKind::Plain && !is_float(value)
+    value.kind() == ValueKind::Plain && value.downcast_object_ref::<Namespace>().is_none()
 }
 
 fn is_number(value: &Value) -> bool {
-    matches!(value.kind(), ValueKind::Number | ValueKind::Bool) || is_float(value)
+    matches!(value.kind(), ValueKind::Number | ValueKind::Bool)
 }
 
 fn is_float(value: &Value) -> bool {
     value.kind() == ValueKind::Number && !value.is_integer()
-        || value.downcast_object_ref::<Float>().is_some()
 }
 
 fn each(value: Value) -> Result<Value, Error> {
@@ -117,9 +122,8 @@ fn int(
     let default = argument(default, &named, "default")?;
     let base = argument(base, &named, "base")?;
     named.assert_all_used()?;
-    let value = Float::plain(value);
     let none = std::iter::empty::<(&str, Value)>();
-    let number = filters::int(state, &value, default.clone(), base, none.collect());
+    let number = filters::int(state, value, default.clone(), base, none.collect());
     match (number, value.kind()) {
         (Err(_), ValueKind::String) => Ok(default.unwrap_or(Value::from(0))),
         (number, _) => number,
@@ -131,7 +135,7 @@ fn float_filter(value: &Value, default: Option<Value>, named: Kwargs) -> Result<
     named.assert_all_used()?;
     let number = match value.as_str() {
         Some(text) => text.trim_matches(is_space).parse().ok(),
-        None => f64::try_from(Float::plain(value)).ok(),
+        None => f64::try_from(value.clone()).ok(),
     };
     Ok(number.map_or_else(|| default.unwrap_or(Value::from(0.0)), Value::from))
 }
@@ -139,7 +143,7 @@ fn float_filter(value: &Value, default: Option<Value>, named: Kwargs) -> Result<
 /// What Python gives out one item after the other, and once: it has no length, counts as true even
 /// without items, and is empty when it is looped over again.
 #[derive(Debug)]
-struct Generator(Mutex<std::vec::IntoIter<Value>>);
+pub(super) struct Generator(Mutex<std::vec::IntoIter<Value>>);
 
 impl Generator {
     fn value(items: Vec<Value>) -> Value {
@@ -148,6 +152,11 @@ impl Generator {
 
     fn items(&self) -> MutexGuard<'_, std::vec::IntoIter<Value>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The items that it has not given out, which it still will.
+    pub(super) fn rest(&self) -> Vec<Value> {
+        self.items().as_slice().to_vec()
     }
 }
 
@@ -284,39 +293,6 @@ impl Object for Dict {
     }
 }
 
-/// A float of JSON as a value.
-///
-/// One that Python writes with an exponent is an object, because the operator `~` would write it
-/// otherwise, and cannot be taught. Nothing can be calculated with it, which is then an error.
-pub(super) fn float_value(number: f64) -> Value {
-    match float(number).contains('e') {
-        true => Value::from_object(Float(number)),
-        false => Value::from(number),
-    }
-}
-
-#[derive(Debug)]
-struct Float(f64);
-
-impl Float {
-    fn plain(value: &Value) -> Value {
-        match value.downcast_object_ref() {
-            Some(Self(number)) => Value::from(*number),
-            None => value.clone(),
-        }
-    }
-}
-
-impl Object for Float {
-    fn repr(self: &Arc<Self>) -> ObjectRepr {
-        ObjectRepr::Plain
-    }
-
-    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&float(self.0))
-    }
-}
-
 /// A method that is not called yet.
 #[derive(Debug)]
 struct Method {
@@ -348,8 +324,26 @@ fn format(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Erro
     }
 }
 
+/// What `a ~ b ~ c` gives. minijinja's operator writes values in its own way: `1e20` with all of its
+/// zeros.
+fn concatenate(state: &mut State, parts: Rest<Value>) -> Result<Value, Error> {
+    if matches!(state.auto_escape(), AutoEscape::None) || !parts.iter().any(Value::is_safe) {
+        let text = parts.iter().map(str).collect::<String>();
+        return Ok(match parts.iter().all(Value::is_safe) {
+            true => Value::from_safe_string(text),
+            false => Value::from(text),
+        });
+    }
+    let mut text = String::new();
+    for part in parts.iter() {
+        let part = if part.is_safe() { part.clone() } else { Value::from(str(part)) };
+        text.push_str(&str(&state.apply_filter("escape", &[part])?));
+    }
+    Ok(Value::from_safe_string(text))
+}
+
 /// Python's `str`.
-fn str(value: &Value) -> String {
+pub(super) fn str(value: &Value) -> String {
     match value.kind() {
         ValueKind::Undefined => String::new(),
         ValueKind::String => value.to_string(),
@@ -711,9 +705,6 @@ struct JsonWriter {
 impl JsonWriter {
     fn value(&mut self, value: &Value) -> Result<(), Error> {
         match value.kind() {
-            _ if is_float(value) => {
-                self.text.push_str(&number(&Float::plain(value), JSON_NUMBERS));
-            }
             ValueKind::None => self.text.push_str("null"),
             ValueKind::Bool => self.text.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => self.text.push_str(&number(value, JSON_NUMBERS)),
@@ -804,7 +795,7 @@ impl JsonWriter {
 }
 
 /// Python refuses at about a thousand levels, too; without a limit the stack would end first.
-const MAX_DEPTH: usize = 200;
+pub(super) const MAX_DEPTH: usize = 200;
 
 /// A key of an object: strings, and what Python writes as one.
 fn json_key(key: &Value) -> Result<String, Error> {

@@ -13,7 +13,11 @@ fn data() -> PathBuf {
 }
 
 fn tokenizer(name: &str) -> Tokenizer {
-    let file = GgufFile::open(data().join(name).with_extension("gguf")).unwrap();
+    open(&data().join(name).with_extension("gguf"))
+}
+
+fn open(path: &Path) -> Tokenizer {
+    let file = GgufFile::open(path).unwrap();
     let parts = file.tokenizer_parts().unwrap();
     let (template, bos, eos) = (parts.chat_template, parts.bos_token, parts.eos_token);
     Tokenizer::new(parts.tokenizer, template, bos, eos).unwrap()
@@ -26,11 +30,15 @@ fn ids(json: &Json) -> Vec<u32> {
 /// Compares every text, and reports all that differ.
 #[track_caller]
 fn same_as_hugging_face(name: &str) {
+    same_ids(name, &tokenizer(name));
+}
+
+#[track_caller]
+fn same_ids(name: &str, tokenizer: &Tokenizer) {
     let golden = std::fs::read_to_string(data().join("ids.json")).unwrap();
     let golden: Json = serde_json::from_str(&golden).unwrap();
     let texts: Vec<String> = serde_json::from_value(golden["texts"].clone()).unwrap();
     let expected = &golden[name];
-    let tokenizer = tokenizer(name);
 
     assert!(texts.len() > 30);
     let mut differences = Vec::new();
@@ -66,6 +74,25 @@ fn llama_3() {
 #[test]
 fn qwen_2() {
     same_as_hugging_face("qwen2");
+}
+
+#[test]
+fn other_names_of_the_same_rules() {
+    // A text in the file: its length and its bytes. Between key and value stands the type.
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    for (name, other) in [("llama-bpe", "falcon3"), ("qwen2", "deepseek-r1-qwen")] {
+        let bytes = std::fs::read(data().join(name).with_extension("gguf")).unwrap();
+        let pre = |name: &str| {
+            [text("tokenizer.ggml.pre"), 8_u32.to_le_bytes().to_vec(), text(name)].concat()
+        };
+        let old = pre(name);
+        let start = bytes.windows(old.len()).position(|window| window == old).unwrap();
+        let bytes = [&bytes[..start], &pre(other), &bytes[start + old.len()..]].concat();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        same_ids(name, &open(&path));
+    }
 }
 
 #[test]

@@ -981,6 +981,20 @@ mod tests {
         }
     }
 
+    /// As jinja2 renders them with the settings of transformers.
+    #[test]
+    fn raw_text_and_loops_over_a_text_are_jinjas() {
+        for (template, expected) in [
+            ("{% raw %}\na\n{% endraw %}\nb", "\na\nb"),
+            ("{% raw -%}\na{%- endraw %}", "a"),
+            ("x {%- raw %}\n{% endraw %}y", "x\ny"),
+            ("{% for c in 'aé' %}{{ c }}{% if not loop.last %}, {% endif %}{% endfor %}", "a, é"),
+            ("{% for c in 'ab' %}{{ loop.length }}{{ loop.revindex }}{% endfor %}", "2221"),
+        ] {
+            assert_eq!(plain(template).unwrap(), expected, "{template}");
+        }
+    }
+
     #[test]
     fn joined_values_are_written_as_python_writes_them() {
         for (template, expected) in [

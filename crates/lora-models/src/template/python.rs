@@ -96,7 +96,11 @@ fn each(value: Value) -> Result<Value, Error> {
     if value.is_none() {
         return Err(Error::new(ErrorKind::InvalidOperation, "None cannot be looped over"));
     }
-    Ok(value)
+    // A list of a text's characters, since `loop.last` needs to know how many there are.
+    Ok(match value.as_str() {
+        Some(text) => text.chars().map(|character| Value::from(character.to_string())).collect(),
+        None => value,
+    })
 }
 
 fn items(value: Value) -> Result<Vec<Value>, Error> {

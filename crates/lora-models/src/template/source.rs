@@ -8,9 +8,10 @@
 //! - `{% set ns.x = y %}` knows a namespace that may hold itself and is not found in a macro unless it
 //!   is read, so that it becomes `{% do __set__(ns, 'x', (y)) %}`, and `{% set ns.x %}` a call block;
 //! - `a ~ b` writes floats in its own way, so it becomes `__concatenate__(a, b)`;
-//! - escapes in strings are Python's, so `'\/'` becomes `'\\/'`.
+//! - escapes in strings are Python's, so `'\/'` becomes `'\\/'`;
+//! - the line end behind `{% raw %}` is kept, and so stands there twice.
 //!
-//! Nothing is added or taken away around the tags, so that white space is trimmed as it was written, and
+//! Else nothing is added or taken away around the tags, so that white space is trimmed as it was written, and
 //! lines keep their numbers.
 //!
 //! minijinja also recurses as deep as a tag is long. A tag that could end the stack is refused here.
@@ -103,7 +104,14 @@ impl Edits {
     fn tag(&mut self, text: &str, word: Range<usize>, code: &Code) -> Result<usize, String> {
         let mut at_end = None; // which comes behind what the expressions insert at the same place
         match &text[word.clone()] {
-            "raw" => return Ok(end_of_raw(text, code.end)),
+            "raw" => {
+                // Jinja keeps the line end behind this tag, minijinja trims it as behind any other.
+                let trims = text[..code.end].ends_with("-%}");
+                if !trims && text[code.end..].starts_with('\n') {
+                    self.edits.push((code.end..code.end, "\n".to_owned()));
+                }
+                return Ok(end_of_raw(text, code.end));
+            }
             "generation" => {
                 self.has_generation = true;
                 self.edits.push((word, format!("call {GENERATION}()")));
@@ -513,6 +521,15 @@ mod tests {
             let source = Source::new(text).unwrap();
             assert_eq!(source.text, text);
             assert!(!source.has_generation);
+        }
+    }
+
+    #[test]
+    fn a_line_end_behind_raw_is_doubled() {
+        let raw = |text: &str| Source::new(text).unwrap().text;
+        assert_eq!(raw("{% raw %}\na{% endraw %}\n"), "{% raw %}\n\na{% endraw %}\n");
+        for text in ["{% raw -%}\na{% endraw %}", "{% raw %} \na{% endraw %}", "{% raw %}a\n"] {
+            assert_eq!(raw(text), text);
         }
     }
 

@@ -208,8 +208,9 @@ impl Reader<'_> {
         if let Some(activation) = file.hidden_act.as_deref().filter(|name| !is_silu(name)) {
             return Err(Error::unsupported(path, "hidden_act", activation, "silu"));
         }
-        // transformers lets tokens see those after them for all that is not true in Python, null too.
-        if let Some(value) = self.fields.get("is_causal").filter(|value| **value != json!(true)) {
+        // Where it is false, transformers lets tokens see those after them.
+        let is_causal = self.fields.get("is_causal").filter(|value| !value.is_null());
+        if let Some(value) = is_causal.filter(|value| **value != json!(true)) {
             return Err(Error::unsupported(path, "is_causal", value.to_string(), "true"));
         }
         if file.quantization_config.as_ref().is_some_and(|value| !value.is_null()) {
@@ -666,7 +667,7 @@ mod tests {
 
     #[test]
     fn silu_has_two_names() {
-        let other = read(r#", "hidden_act": "swish""#).unwrap();
+        let other = read(r#", "hidden_act": "swish", "is_causal": null"#).unwrap();
         assert_eq!(other, read(r#", "hidden_act": "silu", "is_causal": true"#).unwrap());
     }
 
@@ -737,7 +738,6 @@ mod tests {
             (r#", "rope_scaling": {"rope_type": "longrope"}"#, "longrope"),
             (r#", "rope_parameters": {"type": "proportional"}"#, "proportional"),
             (r#", "is_causal": false"#, "is_causal 'false'"),
-            (r#", "is_causal": null"#, "is_causal 'null'"),
             (r#", "partial_rotary_factor": 0.5"#, "0.5"),
             (r#", "attention_dropout": 0.1"#, "attention_dropout '0.1'"),
             (r#", "router_jitter_noise": 0.2"#, "router_jitter_noise '0.2'"),

@@ -43,8 +43,8 @@ impl Decoder {
 
     /// The same decoder, whose attention rounds as transformers' `eager` does in half precision: the product of
     /// queries and keys, the scaled scores and the weights, each to the type of the activations. To compare logits
-    /// with that; scores are in f32 otherwise, which is nearer to the exact ones, and the only way for models with
-    /// large biases of queries and keys, such as Qwen2. A step of decoding keeps them in f32 either way.
+    /// with that; scores are in f32 otherwise, which is nearer to the exact ones, most of all in models with large
+    /// biases of queries and keys, such as Qwen2. A step of decoding keeps them in f32 either way.
     pub fn with_eager_rounding(mut self) -> Self {
         for block in &mut self.model.layers {
             block.self_attn.rounds_scores = true;

@@ -6,12 +6,11 @@ use std::io::{BufRead, IsTerminal, Write, stdin, stdout};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use burn_lora::{Error, ModelOptions, Result, say};
+use burn_lora::{DeviceOption, Error, ModelOptions, Result, say};
 use clap::Parser;
 use lora_models::{
     Checkpoint, Decoder, GenerationConfig, KvCache, Message, Sampling, Tokenizer, WeightDtype,
 };
-use lora_train::device_by_name;
 
 /// Talk with a model.
 ///
@@ -38,9 +37,8 @@ struct Options {
     /// Type of the weights: f32, or bf16 or f16, which take half the memory and are read faster
     #[arg(long, value_name = "TYPE", default_value = "f32")]
     dtype: WeightDtype,
-    /// Device by name, as far as built in: flex, ndarray, tch:cpu, wgpu, ...
-    #[arg(long, value_name = "NAME", default_value = "flex")]
-    device: String,
+    #[command(flatten)]
+    device: DeviceOption,
 }
 
 fn main() -> ExitCode {
@@ -48,7 +46,7 @@ fn main() -> ExitCode {
 }
 
 fn chat(options: &Options) -> Result<()> {
-    let device = device_by_name(&options.device)?;
+    let device = options.device.open()?;
     let path = options.model.path()?;
     let checkpoint = Checkpoint::open(&path)?;
     if !checkpoint.tokenizer.has_chat_template() {

@@ -10,7 +10,6 @@ use burn_lora::{Error, Result, say};
 use clap::Parser;
 use lora_core::{Reader, load_adapter, read_adapter_info, save_portable};
 use lora_models::{Checkpoint, Decoder, open_weights, read_config, save_gguf_adapter};
-use lora_train::device_by_name;
 
 /// Write a model's adapter for the programs that serve it.
 #[derive(Debug, Parser)]
@@ -45,7 +44,7 @@ fn export(options: &Options) -> Result<()> {
         ));
     }
     let path = options.model.clone().unwrap_or_else(|| burn_lora::resource("examples/tiny_world"));
-    let device = device_by_name("flex")?;
+    let device = burn_lora::open_device(None)?;
     let decoder = if path.is_dir() {
         Decoder::from_weights(&read_config(&path)?, &*open_weights(&path)?, &device)?
     } else {

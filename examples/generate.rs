@@ -5,11 +5,10 @@
 use std::io::{Write, stdout};
 use std::process::ExitCode;
 
-use burn_lora::{ModelOptions, Result, say};
+use burn_lora::{DeviceOption, ModelOptions, Result, say};
 use clap::Parser;
 use lora_core::merge;
 use lora_models::{Checkpoint, GenerationConfig, Message, Sampling};
-use lora_train::device_by_name;
 
 /// Ask a model a question.
 ///
@@ -48,9 +47,8 @@ struct Options {
     /// Seed of the draws: the same seed gives the same answer
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     seed: u64,
-    /// Device by name, as far as built in: flex, ndarray, tch:cpu, wgpu, ...
-    #[arg(long, value_name = "NAME", default_value = "flex")]
-    device: String,
+    #[command(flatten)]
+    device: DeviceOption,
 }
 
 impl Options {
@@ -83,7 +81,7 @@ fn main() -> ExitCode {
 fn generate(options: &Options) -> Result<()> {
     // Before a model is fetched for them.
     options.sampling(Sampling::greedy()).check()?;
-    let device = device_by_name(&options.device)?;
+    let device = options.device.open()?;
     let path = options.model.path()?;
     let checkpoint = Checkpoint::open(&path)?;
     let recommended = GenerationConfig::read(&path)?;

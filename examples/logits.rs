@@ -10,14 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use burn::tensor::{Tensor, TensorData};
-use burn_lora::{Error, Result, say};
+use burn_lora::{DeviceOption, Error, Result, say};
 use clap::Parser;
 use lora_core::{LoadOptions, load_adapter_with, read_adapter_info, save_adapter};
 use lora_models::{
     Checkpoint, Decoder, HostTensor, SafetensorsFile, WeightDtype, WeightSource, open_weights,
     read_config,
 };
-use lora_train::device_by_name;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -51,9 +50,8 @@ struct Options {
     /// Round scores of attention in half precision as transformers' eager attention does, to compare with it
     #[arg(long)]
     eager: bool,
-    /// Device by name
-    #[arg(long, value_name = "NAME", default_value = "flex")]
-    device: String,
+    #[command(flatten)]
+    device: DeviceOption,
 }
 
 fn main() -> ExitCode {
@@ -61,7 +59,7 @@ fn main() -> ExitCode {
 }
 
 fn logits(options: &Options) -> Result<()> {
-    let device = device_by_name(&options.device)?;
+    let device = options.device.open()?;
     let mut decoder = if options.model.is_dir() {
         let weights = open_weights(&options.model)?;
         let residual = options.residual_base.as_ref().map(SafetensorsFile::open).transpose()?;

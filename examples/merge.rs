@@ -9,7 +9,6 @@ use burn_lora::{ModelOptions, Result, say};
 use clap::Parser;
 use lora_core::merge;
 use lora_models::{Checkpoint, SaveOptions, WeightDtype};
-use lora_train::device_by_name;
 
 /// Write a model, with an adapter merged into it or without, as a Hugging Face folder.
 ///
@@ -37,7 +36,7 @@ fn main() -> ExitCode {
 fn write(options: &Options) -> Result<()> {
     let path = options.model.path()?;
     let checkpoint = Checkpoint::open(&path)?;
-    let device = device_by_name("flex")?;
+    let device = burn_lora::open_device(None)?;
     // Merged in f32.
     let dtype = if options.model.adapter.is_some() { WeightDtype::F32 } else { options.dtype };
     let mut decoder = checkpoint.decoder_as(dtype, &device)?;

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod device;
 mod model;
 
 use std::io::Write;
@@ -8,6 +9,7 @@ use std::process::ExitCode;
 
 use lora_models::HubProblem;
 
+pub use device::{DeviceOption, device_name, open_device};
 pub use model::{ModelOptions, base_model, model_path};
 
 /// The result of an example program.

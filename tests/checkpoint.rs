@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
 use lora_core::{ErrorKind, load_adapter, merge, merge_checkpoint};
 
 use lora_models::{Decoder, SafetensorsFile, WeightDtype, read_config};
@@ -17,7 +16,12 @@ fn golden(name: &str) -> PathBuf {
 
 fn decoder(folder: &Path) -> Decoder {
     let weights = SafetensorsFile::open(folder.join("model.safetensors")).unwrap();
-    Decoder::from_weights(&read_config(folder).unwrap(), &weights, &Device::flex()).unwrap()
+    Decoder::from_weights(
+        &read_config(folder).unwrap(),
+        &weights,
+        &lora_core::device_from_env().unwrap(),
+    )
+    .unwrap()
 }
 
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
@@ -54,7 +58,9 @@ fn the_files_are_those_of_the_merged_model_to_the_bit() {
     for name in ["peft_plain", "peft_patterns_rslora", "peft_gaussian_regex"] {
         let output = temp.path().join(name);
         let (base, adapter) = (golden("tiny_llama"), golden(name));
-        let report = merge_checkpoint(&base, &adapter, &output, &Device::flex()).unwrap();
+        let report =
+            merge_checkpoint(&base, &adapter, &output, &lora_core::device_from_env().unwrap())
+                .unwrap();
 
         let (mut model, _) = load_adapter(decoder(&base), &adapter).unwrap();
         let expected = merge(&mut model).unwrap();
@@ -111,7 +117,9 @@ fn a_half_precision_checkpoint_is_rounded_once_and_shards_stay_shards() {
     let output = tempfile::tempdir().unwrap();
     let output = output.path().join("merged");
     let adapter = golden("peft_plain");
-    let report = merge_checkpoint(folder.path(), &adapter, &output, &Device::flex()).unwrap();
+    let report =
+        merge_checkpoint(folder.path(), &adapter, &output, &lora_core::device_from_env().unwrap())
+            .unwrap();
     assert!(report.layers.iter().all(|layer| layer.rounding.largest > 0.0));
     let mut merged = read(&output.join("model-00001-of-00002.safetensors"));
     assert_eq!(merged.keys().collect::<Vec<_>>(), first.keys().collect::<Vec<_>>());
@@ -138,7 +146,12 @@ fn what_does_not_fit_is_named_and_nothing_is_written() {
     let temp = tempfile::tempdir().unwrap();
     let output = temp.path().join("merged");
     let merged = |base: &Path| {
-        let error = merge_checkpoint(base, golden("peft_plain"), &output, &Device::flex());
+        let error = merge_checkpoint(
+            base,
+            golden("peft_plain"),
+            &output,
+            &lora_core::device_from_env().unwrap(),
+        );
         assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 0);
         error.unwrap_err()
     };
@@ -181,7 +194,12 @@ fn what_does_not_fit_is_named_and_nothing_is_written() {
 
     fs::write(&path, &bytes).unwrap();
     fs::create_dir(&output).unwrap();
-    let error = merge_checkpoint(folder.path(), golden("peft_plain"), &output, &Device::flex())
-        .unwrap_err();
+    let error = merge_checkpoint(
+        folder.path(),
+        golden("peft_plain"),
+        &output,
+        &lora_core::device_from_env().unwrap(),
+    )
+    .unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Exists { .. }), "{error}");
 }

@@ -48,7 +48,7 @@ fn f32s(folder: &Path, name: &str) -> Vec<f32> {
 #[test]
 fn logits_in_f32_are_those_of_transformers() {
     for folder in families() {
-        let decoder = load(&folder, WeightDtype::F32, &Device::flex());
+        let decoder = load(&folder, WeightDtype::F32, &lora_core::device_from_env().unwrap());
         let path = folder.join("golden.safetensors");
         let apart = difference(&logits(&decoder, &path), &path);
         println!("{:<22} f32 {apart:.2e}", name(&folder));
@@ -61,7 +61,8 @@ fn logits_in_f32_are_those_of_transformers() {
 #[test]
 fn logits_in_bf16_are_those_of_transformers() {
     for folder in families() {
-        let decoder = load(&folder, WeightDtype::BF16, &Device::flex()).with_eager_rounding();
+        let decoder = load(&folder, WeightDtype::BF16, &lora_core::device_from_env().unwrap())
+            .with_eager_rounding();
         let found = logits(&decoder, &folder.join("golden.safetensors"));
         let apart = largest_difference(&found, &f32s(&folder, "logits_bf16"));
         println!("{:<22} bf16 {apart:.2e}", name(&folder));
@@ -106,10 +107,10 @@ fn large_scores_are_not_rounded() {
         Decoder::from_weights_as(&config, &source, WeightDtype::F16, device).unwrap()
     };
     let are_numbers = |logits: &[f32]| logits.iter().all(|value| value.is_finite());
-    let decoder = load(&Device::flex());
+    let decoder = load(&lora_core::device_from_env().unwrap());
     assert!(are_numbers(&logits(&decoder, &path)));
-    assert!(are_numbers(&logits(&load(&Device::flex().autodiff()), &path)));
-    let ids = ids(&folder, &Device::flex());
+    assert!(are_numbers(&logits(&load(&lora_core::device_from_env().unwrap().autodiff()), &path)));
+    let ids = ids(&folder, &lora_core::device_from_env().unwrap());
     let mut cache = KvCache::new();
     for at in 0..24 {
         let step = decoder.hidden_states(ids.clone().narrow(1, at, 1), Some(&mut cache));
@@ -131,7 +132,7 @@ fn a_gguf_file_is_the_model_that_it_was_made_of() {
         assert_eq!(sizes(&config), sizes(&expected), "{}", name(&folder));
         seen.push((name(&folder).to_owned(), config.family.name));
         for (dtype, bound) in [(WeightDtype::F32, 1e-5), (WeightDtype::BF16, 1e-2)] {
-            let device = Device::flex();
+            let device = lora_core::device_from_env().unwrap();
             let decoder = Decoder::from_weights_as(&config, &file, dtype, &device).unwrap();
             let decoder = decoder.with_eager_rounding();
             let found = logits(&decoder, &folder.join("golden.safetensors"));
@@ -158,8 +159,8 @@ fn a_gguf_file_is_the_model_that_it_was_made_of() {
 #[test]
 fn a_cache_changes_nothing_whatever_the_pieces() {
     for folder in families() {
-        let decoder = load(&folder, WeightDtype::F32, &Device::flex());
-        let ids = ids(&folder, &Device::flex());
+        let decoder = load(&folder, WeightDtype::F32, &lora_core::device_from_env().unwrap());
+        let ids = ids(&folder, &lora_core::device_from_env().unwrap());
         // Dynamic scaling turns earlier keys by the theta of their own time, here as in transformers.
         if matches!(decoder.config().rope_scaling, RopeScaling::Dynamic { .. }) {
             continue;
@@ -197,7 +198,10 @@ fn kernels_give_what_burns_operations_give() {
                 });
                 host(Tensor::cat(pieces.to_vec(), 1).cast(DType::F32))
             };
-            let (plain, composed) = (run(&Device::flex()), run(&Device::flex().autodiff()));
+            let (plain, composed) = (
+                run(&lora_core::device_from_env().unwrap()),
+                run(&lora_core::device_from_env().unwrap().autodiff()),
+            );
             let apart = largest_difference(&plain, &composed);
             println!("{:<22} {dtype:?} {apart:.2e}", name(&folder));
             assert!(apart <= bound, "{}: {apart:e}", name(&folder));
@@ -208,8 +212,8 @@ fn kernels_give_what_burns_operations_give() {
 #[test]
 fn a_cache_that_forgets_goes_another_way() {
     let folder = golden("families").join("qwen2");
-    let decoder = load(&folder, WeightDtype::F32, &Device::flex());
-    let ids = ids(&folder, &Device::flex());
+    let decoder = load(&folder, WeightDtype::F32, &lora_core::device_from_env().unwrap());
+    let ids = ids(&folder, &lora_core::device_from_env().unwrap());
     let mut cache = KvCache::new();
     let run = |start, length, cache: &mut KvCache| {
         decoder.hidden_states(ids.clone().narrow(1, start, length), Some(cache))
@@ -224,7 +228,7 @@ fn a_cache_that_forgets_goes_another_way() {
 
 #[test]
 fn texts_in_one_row_are_as_if_alone() {
-    let device = Device::flex();
+    let device = lora_core::device_from_env().unwrap();
     for folder in families() {
         let decoder = load(&folder, WeightDtype::F32, &device);
         if matches!(decoder.config().rope_scaling, RopeScaling::Dynamic { .. }) {
@@ -250,7 +254,7 @@ fn texts_in_one_row_are_as_if_alone() {
 
 #[test]
 fn gradients_of_packed_texts_are_those_of_the_texts() {
-    let device = Device::flex().autodiff();
+    let device = lora_core::device_from_env().unwrap().autodiff();
     let folder = golden("families").join("qwen3");
     let ids = ids(&folder, &device).narrow(0, 0, 1);
     let gradient = |packed: bool| {
@@ -279,7 +283,7 @@ fn gradients_of_packed_texts_are_those_of_the_texts() {
 #[test]
 fn what_is_saved_is_read_again_in_shards_too() {
     for folder in families() {
-        let decoder = load(&folder, WeightDtype::BF16, &Device::flex());
+        let decoder = load(&folder, WeightDtype::BF16, &lora_core::device_from_env().unwrap());
         let path = folder.join("golden.safetensors");
         let expected = logits(&decoder, &path);
         let temp = tempfile::tempdir().unwrap();
@@ -289,7 +293,7 @@ fn what_is_saved_is_read_again_in_shards_too() {
             save_folder_with(&decoder, &copy, &options, &[]).unwrap();
             assert_eq!(copy.join("model.safetensors").exists(), max_shard_bytes == u64::MAX);
             assert_eq!(read_config(&copy).unwrap(), *decoder.config(), "{}", name(&folder));
-            let again = load(&copy, WeightDtype::BF16, &Device::flex());
+            let again = load(&copy, WeightDtype::BF16, &lora_core::device_from_env().unwrap());
             assert_eq!(logits(&again, &path), expected, "{}", name(&folder));
         }
     }
@@ -299,7 +303,7 @@ fn what_is_saved_is_read_again_in_shards_too() {
 fn experts_are_adapted_by_the_same_rules_and_merged() {
     for (case, target) in [("mixtral", "w2"), ("qwen3_moe", "gate_proj")] {
         let folder = golden("families").join(case);
-        let device = Device::flex().autodiff();
+        let device = lora_core::device_from_env().unwrap().autodiff();
         let path = folder.join("golden.safetensors");
         let mut config = LoraConfig::new(2, 4.0);
         config.target_modules = TargetModules::names([target, "gate"]);
@@ -337,7 +341,7 @@ fn experts_are_adapted_by_the_same_rules_and_merged() {
 fn a_mixed_batch_has_adapters_on_experts() {
     for case in ["mixtral", "qwen3_moe", "qwen3_moe_all_layers"] {
         let folder = golden("families").join(case);
-        let device = Device::flex();
+        let device = lora_core::device_from_env().unwrap();
         let load = || load(&folder, WeightDtype::F32, &device);
         let adapters = |targets, dora| {
             let mut config = LoraConfig::new(3, 5.0);
@@ -447,7 +451,7 @@ impl ModuleVisitor for NamedGradients<'_> {
 #[test]
 fn loss_and_gradients_are_those_of_torch() {
     for folder in families() {
-        let device = Device::flex().autodiff();
+        let device = lora_core::device_from_env().unwrap().autodiff();
         let decoder = load(&folder, WeightDtype::F32, &device);
         let loss = loss(&decoder, ids(&folder, &device));
         let value: f32 = loss.clone().into_scalar();
@@ -493,12 +497,14 @@ fn greedy(decoder: &Decoder, prompt: &[u32], count: usize) -> Vec<u32> {
 #[test]
 fn prompts_of_unequal_length_are_continued_as_if_alone() {
     for folder in families() {
-        let decoder = load(&folder, WeightDtype::F32, &Device::flex());
+        let decoder = load(&folder, WeightDtype::F32, &lora_core::device_from_env().unwrap());
         if matches!(decoder.config().rope_scaling, RopeScaling::Dynamic { .. }) {
             continue;
         }
-        let ids: Vec<u32> =
-            host(ids(&folder, &Device::flex()).float()).iter().map(|id| *id as u32).collect();
+        let ids: Vec<u32> = host(ids(&folder, &lora_core::device_from_env().unwrap()).float())
+            .iter()
+            .map(|id| *id as u32)
+            .collect();
         let prompts = [ids[..9].to_vec(), ids[9..10].to_vec(), ids[10..24].to_vec()];
         let mut told = vec![Vec::new(); 3];
         let together = decoder
@@ -517,7 +523,11 @@ fn prompts_of_unequal_length_are_continued_as_if_alone() {
 
 #[test]
 fn a_batch_without_a_prompt_or_with_a_bad_one_is_an_error() {
-    let decoder = load(&golden("families").join("qwen3"), WeightDtype::F32, &Device::flex());
+    let decoder = load(
+        &golden("families").join("qwen3"),
+        WeightDtype::F32,
+        &lora_core::device_from_env().unwrap(),
+    );
     for prompts in [vec![], vec![vec![1], vec![]], vec![vec![1], vec![48]], vec![vec![1; 65]]] {
         assert!(decoder.generate_batch(&prompts, 1, Sampling::greedy(), |_, _| {}).is_err());
     }
@@ -529,13 +539,25 @@ fn a_batch_without_a_prompt_or_with_a_bad_one_is_an_error() {
 
 #[test]
 fn a_cache_of_another_batch_or_model_is_refused() {
-    let decoder = load(&golden("families").join("qwen3"), WeightDtype::F32, &Device::flex());
-    let other = load(&golden("families").join("qwen2"), WeightDtype::F32, &Device::flex());
+    let decoder = load(
+        &golden("families").join("qwen3"),
+        WeightDtype::F32,
+        &lora_core::device_from_env().unwrap(),
+    );
+    let other = load(
+        &golden("families").join("qwen2"),
+        WeightDtype::F32,
+        &lora_core::device_from_env().unwrap(),
+    );
     let mut batch = KvCache::new();
     decoder.hidden_states(decoder.token_tensor(&[1, 2], 2), Some(&mut batch));
     let mut others = KvCache::new();
     other.hidden_states(other.token_tensor(&[1], 1), Some(&mut others));
-    let rounded = load(&golden("families").join("qwen3"), WeightDtype::BF16, &Device::flex());
+    let rounded = load(
+        &golden("families").join("qwen3"),
+        WeightDtype::BF16,
+        &lora_core::device_from_env().unwrap(),
+    );
     let mut type_of_another = KvCache::new();
     rounded.hidden_states(rounded.token_tensor(&[1], 1), Some(&mut type_of_another));
     for cache in [&mut batch, &mut others, &mut type_of_another] {
@@ -546,7 +568,11 @@ fn a_cache_of_another_batch_or_model_is_refused() {
 
 #[test]
 fn more_tokens_than_can_be_are_as_many_as_can_be() {
-    let decoder = load(&golden("families").join("qwen3_tied"), WeightDtype::F32, &Device::flex());
+    let decoder = load(
+        &golden("families").join("qwen3_tied"),
+        WeightDtype::F32,
+        &lora_core::device_from_env().unwrap(),
+    );
     let prompts = [vec![1; 60], vec![1; 62]];
     let rows = decoder.generate_batch(&prompts, usize::MAX, Sampling::greedy(), |_, _| {}).unwrap();
     assert!(rows[0].len() <= 4 && rows[1].len() <= 2, "{rows:?}");
@@ -558,8 +584,11 @@ fn a_text_may_be_as_long_as_rope_is_stretched() {
         let config = read_config(golden("families").join(case)).unwrap();
         assert_eq!(config.longest_text(), longest, "{case}");
     }
-    let decoder =
-        load(&golden("families").join("llama_dynamic"), WeightDtype::F32, &Device::flex());
+    let decoder = load(
+        &golden("families").join("llama_dynamic"),
+        WeightDtype::F32,
+        &lora_core::device_from_env().unwrap(),
+    );
     let prompt: Vec<u32> = (0..10).collect();
     assert!(greedy(&decoder, &prompt, 100).len() <= 6);
 }
@@ -567,7 +596,7 @@ fn a_text_may_be_as_long_as_rope_is_stretched() {
 /// A tied config beside a head that is another, as transformers 5 reads it.
 #[test]
 fn a_head_of_its_own_is_not_lost_to_a_tied_config() {
-    let device = Device::flex();
+    let device = lora_core::device_from_env().unwrap();
     let folder = golden("families").join("qwen3");
     let path = folder.join("golden.safetensors");
     let untied = read_config(&folder).unwrap();
@@ -580,7 +609,11 @@ fn a_head_of_its_own_is_not_lost_to_a_tied_config() {
 
 #[test]
 fn a_continuation_goes_on_where_a_cache_has_been() {
-    let decoder = load(&golden("families").join("mistral"), WeightDtype::F32, &Device::flex());
+    let decoder = load(
+        &golden("families").join("mistral"),
+        WeightDtype::F32,
+        &lora_core::device_from_env().unwrap(),
+    );
     let prompt = [3, 14, 15, 9, 26];
     let expected = greedy(&decoder, &prompt, 10);
     let mut cache = KvCache::new();
@@ -601,11 +634,12 @@ fn a_continuation_goes_on_where_a_cache_has_been() {
 #[test]
 fn a_long_prompt_is_read_in_pieces() {
     let folder = golden("families").join("qwen2");
-    let decoder = load(&folder, WeightDtype::F32, &Device::flex());
+    let decoder = load(&folder, WeightDtype::F32, &lora_core::device_from_env().unwrap());
     let mut config = decoder.config().clone();
     config.max_position_embeddings = 2000;
     let weights = open_weights(&folder).unwrap();
-    let decoder = Decoder::from_weights(&config, &*weights, &Device::flex()).unwrap();
+    let decoder =
+        Decoder::from_weights(&config, &*weights, &lora_core::device_from_env().unwrap()).unwrap();
     let prompt: Vec<u32> = (0..1300).map(|token| token * 7 % 48).collect();
     let ids: Vec<i32> = prompt.iter().map(|id| *id as i32).collect();
     let logits = host(decoder.forward(decoder.token_tensor(&ids, 1)));

@@ -6,7 +6,6 @@ mod tiny;
 
 use std::fs;
 
-use burn::tensor::Device;
 use lora_core::{
     AdapterInfo, ErrorKind, LoraConfig, Scaling, TargetModules, VisitLora, inject, load_adapter,
     merge, read_adapter_config, save_adapter, unmerge,
@@ -29,7 +28,10 @@ fn a_difference_to_nan_is_no_small_difference() {
 fn logits_are_those_of_transformers() {
     for name in ["tiny_llama", "tiny_llama_tied", "tiny_llama_f16"] {
         let folder = golden(name);
-        let found = logits(&decoder(&folder, &Device::flex()), &folder.join("golden.safetensors"));
+        let found = logits(
+            &decoder(&folder, &lora_core::device_from_env().unwrap()),
+            &folder.join("golden.safetensors"),
+        );
         let difference = difference(&found, &folder.join("golden.safetensors"));
         println!("{name}: largest relative difference {difference:.2e}");
         assert!(difference <= 1e-5, "{name}: {difference:e}");
@@ -41,7 +43,7 @@ fn decoder_ending_at(eos_token_ids: Vec<u32>) -> Decoder {
     let folder = golden("tiny_llama");
     let weights = SafetensorsFile::open(folder.join("model.safetensors")).unwrap();
     let config = DecoderConfig { eos_token_ids, ..read_config(&folder).unwrap() };
-    Decoder::from_weights(&config, &weights, &Device::flex()).unwrap()
+    Decoder::from_weights(&config, &weights, &lora_core::device_from_env().unwrap()).unwrap()
 }
 
 /// A prompt, and the tokens that transformers writes after it without a stop.
@@ -88,12 +90,15 @@ fn generation_stops_at_an_end_token_and_at_the_longest_sequence() {
 fn a_decoder_that_is_saved_and_read_again_has_the_same_logits() {
     for name in ["tiny_llama", "tiny_llama_tied"] {
         let folder = golden(name);
-        let original = decoder(&folder, &Device::flex());
+        let original = decoder(&folder, &lora_core::device_from_env().unwrap());
         let temp = tempfile::tempdir().unwrap();
         let copy = temp.path().join("copy");
         save_folder(&original, &copy, WeightDtype::F32, &[("note.txt", b"x")]).unwrap();
         let path = folder.join("golden.safetensors");
-        assert_eq!(logits(&decoder(&copy, &Device::flex()), &path), logits(&original, &path));
+        assert_eq!(
+            logits(&decoder(&copy, &lora_core::device_from_env().unwrap()), &path),
+            logits(&original, &path)
+        );
         assert_eq!(fs::read(copy.join("note.txt")).unwrap(), b"x");
         assert!(save_folder(&original, &copy, WeightDtype::F32, &[]).is_err(), "it exists");
     }
@@ -102,7 +107,7 @@ fn a_decoder_that_is_saved_and_read_again_has_the_same_logits() {
 #[test]
 fn a_merged_model_is_saved_merged_and_an_unmerged_one_is_not_saved() {
     let path = golden("peft_plain").join("golden.safetensors");
-    let base = decoder(&golden("tiny_llama"), &Device::flex());
+    let base = decoder(&golden("tiny_llama"), &lora_core::device_from_env().unwrap());
     let (mut model, _) = load_adapter(base, golden("peft_plain")).unwrap();
     let temp = tempfile::tempdir().unwrap();
     let copy = temp.path().join("copy");
@@ -111,13 +116,14 @@ fn a_merged_model_is_saved_merged_and_an_unmerged_one_is_not_saved() {
     assert!(!copy.exists());
     merge(&mut model).unwrap();
     save_folder(&model, &copy, WeightDtype::F32, &[]).unwrap();
-    let apart = difference(&logits(&decoder(&copy, &Device::flex()), &path), &path);
+    let apart =
+        difference(&logits(&decoder(&copy, &lora_core::device_from_env().unwrap()), &path), &path);
     assert!(apart <= 1e-5, "{apart:e}");
 }
 
 #[test]
 fn an_adapter_that_is_not_finite_is_not_saved() {
-    let base = decoder(&golden("tiny_llama"), &Device::flex());
+    let base = decoder(&golden("tiny_llama"), &lora_core::device_from_env().unwrap());
     let (mut model, _) = load_adapter(base, golden("peft_plain")).unwrap();
     model.visit_lora_mut("", &mut |path, layer| {
         if path == "model.layers.0.mlp.up_proj" {
@@ -171,7 +177,7 @@ fn injecting_does_not_freeze_a_clone_of_the_model() {
     use burn::nn::LinearConfig;
     use lora_core::{AdaptableLinear, ParameterCount};
 
-    let device = Device::flex().autodiff();
+    let device = lora_core::device_from_env().unwrap().autodiff();
     let layer = LinearConfig::new(6, 4).init(&device);
     let model: Vec<AdaptableLinear> = vec![layer.into()];
     let copy = model.clone();
@@ -187,7 +193,10 @@ const PEFT_CASES: [&str; 3] = ["peft_plain", "peft_patterns_rslora", "peft_gauss
 fn adapters_that_peft_wrote_have_the_logits_of_peft() {
     for name in PEFT_CASES {
         let path = golden(name).join("golden.safetensors");
-        for device in [Device::flex(), Device::flex().autodiff()] {
+        for device in [
+            lora_core::device_from_env().unwrap(),
+            lora_core::device_from_env().unwrap().autodiff(),
+        ] {
             let base = decoder(&golden("tiny_llama"), &device);
             let (mut adapted, report) = load_adapter(base, golden(name)).unwrap();
             let found = logits(&adapted, &path);
@@ -208,7 +217,7 @@ fn adapters_that_peft_wrote_have_the_logits_of_peft() {
 fn an_adapter_that_is_saved_and_read_again_has_the_same_logits_and_config() {
     for name in PEFT_CASES {
         let path = golden(name).join("golden.safetensors");
-        let base = || decoder(&golden("tiny_llama"), &Device::flex());
+        let base = || decoder(&golden("tiny_llama"), &lora_core::device_from_env().unwrap());
         let (adapted, report) = load_adapter(base(), golden(name)).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let copy = folder.path().join("adapter");
@@ -228,7 +237,7 @@ fn an_adapter_that_is_saved_and_read_again_has_the_same_logits_and_config() {
 
 #[test]
 fn the_config_of_an_adapter_is_read_off_its_layers() {
-    let base = decoder(&golden("tiny_llama"), &Device::flex());
+    let base = decoder(&golden("tiny_llama"), &lora_core::device_from_env().unwrap());
     let mut config = LoraConfig::new(4, 6.0);
     config.scaling = Scaling::AlphaOverSqrtRank;
     config.target_modules = TargetModules::names(["q_proj", "layers.1.mlp.up_proj"]);
@@ -242,7 +251,9 @@ fn the_config_of_an_adapter_is_read_off_its_layers() {
     let read = read_adapter_config(&path).unwrap();
     assert_eq!(read.scaling, Scaling::AlphaOverSqrtRank);
     assert_eq!(read.target_modules, TargetModules::names(["q_proj", "model.layers.1.mlp.up_proj"]));
-    let (_, again) = load_adapter(decoder(&golden("tiny_llama"), &Device::flex()), &path).unwrap();
+    let (_, again) =
+        load_adapter(decoder(&golden("tiny_llama"), &lora_core::device_from_env().unwrap()), &path)
+            .unwrap();
     assert_eq!(again.applied.adapted, report.adapted);
 }
 
@@ -258,7 +269,7 @@ fn load_with(field: &str, value: serde_json::Value) -> lora_core::Result<()> {
         false => config.insert(field.to_owned(), value),
     };
     fs::write(&path, serde_json::to_string(&config).unwrap()).unwrap();
-    let base = decoder(&golden("tiny_llama"), &Device::flex());
+    let base = decoder(&golden("tiny_llama"), &lora_core::device_from_env().unwrap());
     load_adapter(base, folder.path()).map(|_| ())
 }
 
@@ -315,7 +326,7 @@ fn every_tensor_that_does_not_fit_is_named_at_once() {
     let changed = safetensors::serialize(tensors.collect::<Vec<_>>(), None).unwrap();
     fs::write(&path, changed).unwrap();
 
-    let base = decoder(&golden("tiny_llama"), &Device::flex());
+    let base = decoder(&golden("tiny_llama"), &lora_core::device_from_env().unwrap());
     let error = load_adapter(base, folder.path()).unwrap_err();
     let ErrorKind::AdapterMismatch { problems, .. } = error.kind() else { panic!("{error}") };
     assert_eq!(problems.len(), 3, "{error}");
@@ -335,7 +346,7 @@ fn a_damaged_adapter_file_is_an_error() {
     let bytes = fs::read(&path).unwrap();
     for length in [0, 7, 100, bytes.len() / 2, bytes.len() - 1] {
         fs::write(&path, &bytes[..length]).unwrap();
-        let base = decoder(&golden("tiny_llama"), &Device::flex());
+        let base = decoder(&golden("tiny_llama"), &lora_core::device_from_env().unwrap());
         let error = load_adapter(base, folder.path()).unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Malformed { .. }), "{length}: {error}");
     }
@@ -343,7 +354,7 @@ fn a_damaged_adapter_file_is_an_error() {
 
 #[test]
 fn all_linear_adapts_every_projection_and_not_the_head() {
-    let base = decoder(&golden("tiny_llama"), &Device::flex().autodiff());
+    let base = decoder(&golden("tiny_llama"), &lora_core::device_from_env().unwrap().autodiff());
     let (adapted, report) = inject(base, &LoraConfig::new(4, 8.0)).unwrap();
     assert_eq!(report.adapted.len(), 2 * 7);
     let parameters: usize = report.adapted.iter().map(|layer| layer.parameters).sum();
@@ -363,7 +374,7 @@ fn all_linear_adapts_every_projection_and_not_the_head() {
 #[test]
 fn merging_a_model_is_all_or_nothing() {
     let path = golden("tiny_llama").join("golden.safetensors");
-    let base = decoder(&golden("tiny_llama"), &Device::flex());
+    let base = decoder(&golden("tiny_llama"), &lora_core::device_from_env().unwrap());
     let (mut model, _) = load_adapter(base, golden("peft_plain")).unwrap();
     let before = logits(&model, &path);
     // One layer in the middle cannot be merged.

@@ -47,7 +47,7 @@ const CASES: [(&str, &str); 20] = [
 ];
 
 fn base(name: &str) -> Decoder {
-    decoder(&golden(name), &Device::flex())
+    decoder(&golden(name), &lora_core::device_from_env().unwrap())
 }
 
 fn load(case: &str, base_name: &str) -> (Decoder, LoadReport) {
@@ -62,7 +62,10 @@ fn save<M: VisitLora>(model: &M, folder: &Path) {
 fn every_adapter_of_peft_has_the_logits_of_peft_merged_or_not() {
     for (case, base_name) in CASES {
         let path = golden(case).join("golden.safetensors");
-        for device in [Device::flex(), Device::flex().autodiff()] {
+        for device in [
+            lora_core::device_from_env().unwrap(),
+            lora_core::device_from_env().unwrap().autodiff(),
+        ] {
             let base = decoder(&golden(base_name), &device);
             let (mut model, report) =
                 load_adapter(base, golden(case)).unwrap_or_else(|error| panic!("{case}: {error}"));
@@ -128,7 +131,7 @@ fn base_with(change: impl Fn(&mut FileTensor)) -> Decoder {
     write_tensors(&folder.path().join("model.safetensors"), &tensors);
     let config = golden("tiny_llama").join("config.json");
     std::fs::copy(config, folder.path().join("config.json")).unwrap();
-    decoder(folder.path(), &Device::flex())
+    decoder(folder.path(), &lora_core::device_from_env().unwrap())
 }
 
 /// `tiny_llama` with one weight changed a little.
@@ -207,7 +210,7 @@ fn a_merged_embedding_parts_from_a_tied_head_where_peft_changes_the_head() {
         let temp = tempfile::tempdir().unwrap();
         let copy = temp.path().join("merged");
         save_folder(&model, &copy, WeightDtype::F32, &[]).unwrap();
-        let written = decoder(&copy, &Device::flex());
+        let written = decoder(&copy, &lora_core::device_from_env().unwrap());
         assert_eq!(written.config().tie_word_embeddings, !parts, "{case}");
         let apart = difference(&logits(&written, &path), &path);
         assert!(apart <= 2e-5, "{case} written: largest relative difference {apart:e}");
@@ -301,7 +304,10 @@ impl ConvNet {
 #[test]
 fn adapters_of_a_net_of_convolutions_have_the_outputs_of_peft() {
     for (case, merges) in [("peft_conv", false), ("peft_conv_dora", true)] {
-        for device in [Device::flex(), Device::flex().autodiff()] {
+        for device in [
+            lora_core::device_from_env().unwrap(),
+            lora_core::device_from_env().unwrap().autodiff(),
+        ] {
             let net = ConvNet::golden(&device);
             let (mut net, report) = load_adapter(net, golden(case)).unwrap();
             assert!(report.unchanged.is_empty(), "{report}");

@@ -7,7 +7,6 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::nn::conv::Conv2dConfig;
-use burn::tensor::Device;
 use lora_core::{AdaptableConv2d, ErrorKind, VisitLora, load_adapter};
 use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
@@ -21,7 +20,7 @@ const CONFIG: &str = "adapter_config.json: ";
 
 /// The sentence about the adapter in `folder`, without the folder.
 fn sentence(folder: &Path, base: &str) -> String {
-    let model = decoder(&golden(base), &Device::flex());
+    let model = decoder(&golden(base), &lora_core::device_from_env().unwrap());
     let before = parameters(&model);
     let error = match load_adapter(model.clone(), folder) {
         Ok((_, report)) => panic!("it was read: {report}"),
@@ -350,7 +349,11 @@ fn a_config_whose_unknown_fields_are_at_their_defaults_is_read() {
         ("base_model_name_or_path", json!("../../etc/passwd")),
     ] {
         let folder = changed_field(CASE, field, value);
-        load_adapter(decoder(&golden("tiny_llama"), &Device::flex()), folder.path()).unwrap();
+        load_adapter(
+            decoder(&golden("tiny_llama"), &lora_core::device_from_env().unwrap()),
+            folder.path(),
+        )
+        .unwrap();
     }
 }
 
@@ -444,7 +447,7 @@ struct Grouped {
 #[test]
 fn a_grouped_convolution_with_dora_or_a_rank_that_its_groups_do_not_divide() {
     let conv = Conv2dConfig::new([4, 4], [3, 3]).with_groups(2);
-    let model = || Grouped { conv: conv.init(&Device::flex()).into() };
+    let model = || Grouped { conv: conv.init(&lora_core::device_from_env().unwrap()).into() };
     for (field, value, expected) in [
         (
             "use_dora",

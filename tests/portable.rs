@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::module::Param;
-use burn::tensor::{Device, Distribution, Tensor, TensorData};
+use burn::tensor::{Distribution, Tensor, TensorData};
 use lora_core::{
     AdapterInfo, AdapterSet, ErrorKind, Init, LoraConfig, PortabilityRule, Reader, Scaling,
     TargetModules, TrainedBias, VisitLora, check_config_for, check_model_for, inject, load_adapter,
@@ -19,7 +19,12 @@ fn golden(name: &str) -> PathBuf {
 
 fn decoder(name: &str) -> Decoder {
     let weights = SafetensorsFile::open(golden(name).join("model.safetensors")).unwrap();
-    Decoder::from_weights(&read_config(golden(name)).unwrap(), &weights, &Device::flex()).unwrap()
+    Decoder::from_weights(
+        &read_config(golden(name)).unwrap(),
+        &weights,
+        &lora_core::device_from_env().unwrap(),
+    )
+    .unwrap()
 }
 
 fn base() -> Decoder {

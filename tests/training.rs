@@ -4,7 +4,6 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::Device;
 use lora_core::{Init, LoraConfig, VisitLora, inject, merge};
 use lora_models::{Decoder, SafetensorsFile, read_config};
 use lora_train::{
@@ -15,7 +14,7 @@ use lora_train::{
 fn decoder() -> Decoder {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny_llama");
     let weights = SafetensorsFile::open(folder.join("model.safetensors")).unwrap();
-    let device = Device::flex().autodiff();
+    let device = lora_core::device_from_env().unwrap().autodiff();
     Decoder::from_weights(&read_config(&folder).unwrap(), &weights, &device).unwrap()
 }
 

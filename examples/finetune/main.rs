@@ -13,10 +13,9 @@ use burn::module::Module;
 use burn_lora::{Error, Result, say};
 use indicatif::{ProgressBar, ProgressStyle};
 use lora_core::{AdapterInfo, ParameterCount, inject};
-use lora_models::{Checkpoint, Decoder, Message, Sampling, Tokenizer};
+use lora_models::{Checkpoint, Decoder, Message, Sampling, Tokenizer, WeightDtype};
 use lora_train::{
-    Conversation, RunFolder, Sample, StepReport, device_by_name, evaluate, read_conversations,
-    split, train,
+    Conversation, RunFolder, Sample, StepReport, evaluate, read_conversations, split, train,
 };
 use recipe::Recipe;
 
@@ -34,7 +33,7 @@ fn finetune(recipe: &Recipe) -> Result<()> {
     let settings = recipe.to_toml()?;
 
     // The data and the model, which may have to be fetched.
-    let device = device_by_name(recipe.device.as_deref().unwrap_or_default())?.autodiff();
+    let device = burn_lora::open_device(recipe.device.as_deref())?.autodiff();
     let conversations = read_conversations(&data_path)?;
     let checkpoint = Checkpoint::open(burn_lora::model_path(&model_path)?)?;
     let tokenizer = &checkpoint.tokenizer;
@@ -47,7 +46,7 @@ fn finetune(recipe: &Recipe) -> Result<()> {
     let data = split(&data_path, samples, recipe.held_out.unwrap_or_default(), training.seed)?;
     training.check(data.train.len())?;
     let mut run = RunFolder::create(&output, &settings)?;
-    let decoder = checkpoint.decoder(&device)?;
+    let decoder = checkpoint.decoder_as(recipe.dtype.unwrap_or(WeightDtype::F32), &device)?;
     say(format!(
         "model      {}: Llama, {} blocks, {} wide, {} parameters",
         model_path.display(),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use burn_lora::{Error, Result};
 use clap::Parser;
 use lora_core::{ExcludeModules, Init, LoraConfig, Scaling, TargetModules};
+use lora_models::WeightDtype;
 use lora_train::{Schedule, TrainConfig};
 use serde::{Deserialize, Serialize};
 
@@ -97,8 +98,11 @@ pub struct Recipe {
     /// Prompt answered before and after [default: the first held-out question]
     #[arg(long, value_name = "TEXT")]
     pub prompt: Option<String>,
-    /// Device by name: flex, ndarray, tch:cpu, tch:cuda:0, wgpu, vulkan, metal, cuda:0, as far as
-    /// built in [default: flex]
+    /// Type of the frozen weights: f32, f16 or bf16; adapters train in f32 in any case [default: f32]
+    #[arg(long, value_name = "TYPE")]
+    pub dtype: Option<WeightDtype>,
+    /// Device: flex, ndarray, tch:cpu, tch:cuda:N, wgpu:N, vulkan:N, metal:N, cuda:N, as far as built in; the
+    /// example `devices` lists them [default: the variable LORA_DEVICE, else the build's first backend]
     #[arg(long, value_name = "NAME")]
     pub device: Option<String>,
     /// Folder for the adapter, settings, metrics and loss curve; must be new or empty [default:
@@ -164,7 +168,8 @@ impl Recipe {
             held_out: Some(64),
             eval_every: Some(0),
             seed: Some(0),
-            device: Some("flex".to_owned()),
+            dtype: Some(WeightDtype::F32),
+            device: Some(burn_lora::device_name(None)),
             output: (1..)
                 .map(|number| PathBuf::from(format!("runs/{number}")))
                 .find(|p| !p.exists()),
@@ -199,6 +204,7 @@ impl Recipe {
             eval_every: self.eval_every.or(other.eval_every),
             seed: self.seed.or(other.seed),
             prompt: self.prompt.or(other.prompt),
+            dtype: self.dtype.or(other.dtype),
             device: self.device.or(other.device),
             output: self.output.or(other.output),
         }

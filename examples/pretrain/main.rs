@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use burn::module::Module;
-use burn_lora::{Error, Result};
+use burn_lora::{DeviceOption, Error, Result};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use lora_core::ParameterCount;
@@ -18,7 +18,7 @@ use lora_models::{
     AttentionBias, Decoder, DecoderConfig, FAMILIES, Message, RandomWeights, RopeScaling, Sampling,
     Tokenizer, WeightDtype, save_folder,
 };
-use lora_train::{Sample, Schedule, SplitData, TrainConfig, device_by_name, evaluate, train};
+use lora_train::{Sample, Schedule, SplitData, TrainConfig, evaluate, train};
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use serde_json::json;
@@ -49,9 +49,8 @@ struct Options {
     /// Seed of text, weights and order
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     seed: u64,
-    /// Device by name
-    #[arg(long, value_name = "NAME", default_value = "flex")]
-    device: String,
+    #[command(flatten)]
+    device: DeviceOption,
 }
 
 const HELD_OUT: usize = 200;
@@ -92,7 +91,7 @@ fn pretrain(options: &Options) -> Result<()> {
     let data = SplitData { train: samples, held_out, held_out_rows, truncated: 0, skipped: 0 };
 
     let config = decoder_config(&tokenizer);
-    let device = device_by_name(&options.device)?.autodiff();
+    let device = options.device.open()?.autodiff();
     let decoder =
         Decoder::from_weights(&config, &RandomWeights::new(&config, options.seed)?, &device)?;
     let parameters = ParameterCount::of(&decoder);

@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn burns_layer_has_the_same_outputs_and_gradients_here() {
-        let device = Device::flex().autodiff();
+        let device = crate::device_from_env().unwrap().autodiff();
         let theirs = burns(&device);
         let layer = LoraLinear::from_burn(theirs.clone()).unwrap();
         let x = input(&device);
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn our_layer_has_the_same_outputs_in_burns_form_and_comes_back() {
-        let device = Device::flex();
+        let device = crate::device_from_env().unwrap();
         let plain = LoraConfig::new(3, 5.0);
         let rslora = LoraConfig { scaling: Scaling::AlphaOverSqrtRank, ..plain.clone() };
         let pissa = LoraConfig { init: Init::Pissa { iterations: None }, ..rslora.clone() };
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_layer_stays_frozen_in_burns_form() {
-        let device = Device::flex().autodiff();
+        let device = crate::device_from_env().unwrap().autodiff();
         let theirs = ours(&LoraConfig::new(2, 4.0), &device).into_burn().unwrap();
         let grads = theirs.forward(input(&device)).square().sum().backward();
         let adapter = theirs.weight.adapter().unwrap();
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn what_apply_lora_leaves_is_taken_over() {
-        let device = Device::flex();
+        let device = crate::device_from_env().unwrap();
         // Never read before: the parameters are still recipes.
         let theirs = LinearConfig::new(6, 4).init(&device).apply_lora(Lora::new(2, 8.0));
         let layer = LoraLinear::from_burn(theirs.clone()).unwrap();
@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn what_burn_cannot_express_is_refused_by_name() {
-        let device = Device::flex();
+        let device = crate::device_from_env().unwrap();
         let config = LoraConfig::new(2, 4.0);
         for (config, name) in [
             (LoraConfig { dora: true, ..config.clone() }, "dora"),

@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::DType;
+
+use crate::device::DeviceProblem;
 use crate::portable::{PortabilityProblem, sentences as portability_sentences};
 use crate::problem::{ConfigProblem, sentences};
 
@@ -242,6 +245,28 @@ pub enum ErrorKind {
     Exists {
         /// The folder.
         path: PathBuf,
+    },
+    /// A device's name gives no device.
+    #[error("device '{name}': {problem}")]
+    Device {
+        /// The name, as it was given.
+        name: String,
+        /// What is wrong with it.
+        problem: DeviceProblem,
+    },
+    /// A device cannot compute in a floating-point type.
+    #[error(
+        "device {device}: expected weights in {}, found {}; choose one of those, or another device",
+        supported.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(" or "),
+        dtype.name()
+    )]
+    DeviceDtype {
+        /// The device's name.
+        device: String,
+        /// The type that was asked for.
+        dtype: DType,
+        /// The types that it has.
+        supported: Vec<DType>,
     },
     /// An adapter file is damaged, or is not what its name says.
     #[error("{path}: {place}: expected {expected}, found {found}", path = path.display())]

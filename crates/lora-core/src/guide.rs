@@ -23,3 +23,18 @@ pub mod peft_files {}
 
 #[doc = include_str!("../docs/other_programs.md")]
 pub mod other_programs {}
+
+#[doc = include_str!("../docs/backends.md")]
+pub mod backends {}
+
+#[doc = include_str!("../docs/processor.md")]
+pub mod processor {}
+
+#[doc = include_str!("../docs/libtorch.md")]
+pub mod libtorch {}
+
+#[doc = include_str!("../docs/graphics.md")]
+pub mod graphics {}
+
+#[doc = include_str!("../docs/nvidia.md")]
+pub mod nvidia {}

@@ -230,7 +230,7 @@ mod tests {
     fn weight(rows: usize, columns: usize, decay: f64, dtype: DType) -> Tensor<2> {
         let Svd { u, s, v } = thin_svd(gaussian(rows, columns, 9).as_ref()).unwrap();
         let scaled = Mat::from_fn(rows, s.len(), |row, k| u[(row, k)] * decay.powi(k as i32));
-        to_tensor((scaled * v.transpose()).as_ref(), (&Device::flex(), dtype))
+        to_tensor((scaled * v.transpose()).as_ref(), (&crate::device_from_env().unwrap(), dtype))
     }
 
     fn start(init: Init, weight: &Tensor<2>, rank: usize, seed: u64) -> Start {
@@ -240,7 +240,7 @@ mod tests {
 
     /// The factors of a start over a weight of these sizes that doesn't matter.
     fn draw(init: Init, [d_input, rank, d_output]: [usize; 3], seed: u64) -> (Mat<f64>, Mat<f64>) {
-        let weight = Tensor::zeros([d_input, d_output], &Device::flex());
+        let weight = Tensor::zeros([d_input, d_output], &crate::device_from_env().unwrap());
         let Start { a, b, .. } = start(init, &weight, rank, seed);
         (to_host(&a), to_host(&b))
     }
@@ -344,8 +344,8 @@ mod tests {
                 assert!(s[rank / 2 - 1] > 0.1 && s[rank / 2] < 1e-6, "{s:?}");
             }
         }
-        let weight = Tensor::zeros([6, 4], &Device::flex());
-        let options = (&Device::flex(), DType::F32);
+        let weight = Tensor::zeros([6, 4], &crate::device_from_env().unwrap());
+        let options = (&crate::device_from_env().unwrap(), DType::F32);
         assert!(Init::Orthogonal.start(&weight, 3, 1.0, 0, options).is_err());
         assert!(Init::Orthogonal.start(&weight, 2, 1.0, 0, options).unwrap().offset.is_none());
     }
@@ -438,7 +438,7 @@ mod tests {
     /// signs in Q: here by hand for W = [[3, 4], [1, 2], [5, 0]] and r = 1, where P = [9 12; 12 16] / 25.
     #[test]
     fn olora_takes_the_first_columns_of_q_and_rows_of_r() {
-        let device = Device::flex();
+        let device = crate::device_from_env().unwrap();
         let small = Tensor::<2>::from_data([[3.0f32, 4.0], [1.0, 2.0], [5.0, 0.0]], &device);
         let found = product(&start(Init::Olora, &small, 1, 0));
         let expected = [[3.0, 4.0], [1.32, 1.76], [1.8, 2.4]];
@@ -469,7 +469,7 @@ mod tests {
 
     #[test]
     fn weights_that_cannot_be_started_from_are_errors() {
-        let device = Device::flex();
+        let device = crate::device_from_env().unwrap();
         let fails = |init: Init, weight: &Tensor<2>, rank| {
             init.start(weight, rank, 1.0, 0, (&device, DType::F32)).is_err()
         };

@@ -93,11 +93,10 @@ mod tests {
     #[cfg(feature = "flex")]
     fn only_the_up_matrices_are_meant() {
         use burn::nn::{EmbeddingConfig, LinearConfig};
-        use burn::tensor::Device;
 
         use crate::{AdaptableEmbedding, AdaptableLinear, LoraEmbedding, LoraLinear};
 
-        let device = Device::flex();
+        let device = crate::device_from_env().unwrap();
         let linear = LoraLinear::wrap(LinearConfig::new(6, 4).init(&device), 2, 4.0).unwrap();
         let embedding =
             LoraEmbedding::wrap(EmbeddingConfig::new(9, 4).init(&device), 2, 4.0).unwrap();

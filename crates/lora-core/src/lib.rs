@@ -24,7 +24,7 @@
 //! starting values, merging, files.
 //!
 //! No backend is compiled in by default: turn on `flex` (pure Rust, CPU), `ndarray`, `tch`, `wgpu`,
-//! `vulkan`, `metal` or `cuda`, and choose the device at run time.
+//! `vulkan`, `metal` or `cuda`, and choose the device at run time, by name if need be ([`device_by_name`]).
 
 #![doc(test(attr(deny(warnings))))]
 
@@ -39,6 +39,7 @@ mod combination;
 mod combine;
 mod config;
 mod conv;
+mod device;
 mod disabled;
 mod embedding;
 mod error;
@@ -71,6 +72,10 @@ pub use combination::{Combination, CombineReport, CombinedLayer, combine};
 pub use config::{AdapterConfig, LoraConfig, TrainedBias};
 pub use conv::{
     AdaptableConv1d, AdaptableConv2d, FrozenConv1d, FrozenConv2d, LoraConv1d, LoraConv2d,
+};
+pub use device::{
+    BackendInfo, BackendName, DeviceInfo, DeviceProblem, backends, check_dtype, compiles_kernels,
+    default_device_name, device_by_name, device_from_env, supports_dtype,
 };
 pub use disabled::{Disabled, disable};
 pub use embedding::{AdaptableEmbedding, FrozenEmbedding, LoraEmbedding};

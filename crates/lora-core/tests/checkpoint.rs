@@ -6,13 +6,13 @@ use std::path::Path;
 
 use burn::module::{Module, Param};
 use burn::nn::{EmbeddingConfig, LinearConfig};
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Distribution, Tensor};
 use lora_core::*;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
 fn linear(d_input: usize, d_output: usize) -> AdaptableLinear {
-    LinearConfig::new(d_input, d_output).init(&Device::flex()).into()
+    LinearConfig::new(d_input, d_output).init(&lora_core::device_from_env().unwrap()).into()
 }
 
 fn sentence<T>(result: Result<T>) -> String {
@@ -60,7 +60,7 @@ fn merged_as(
     fs::write(base_folder.join("config.json"), r#"{"tie_word_embeddings": true}"#).unwrap();
     write(&adapter_folder.join("adapter_model.safetensors"), adapter, Dtype::F32);
     fs::write(adapter_folder.join("adapter_config.json"), config.to_string()).unwrap();
-    let device = Device::flex();
+    let device = lora_core::device_from_env().unwrap();
     let report = merge_checkpoint_with(&base_folder, &adapter_folder, &output, &device, options);
     assert_eq!(report.is_ok(), output.exists());
     report.map(|report| (report, fs::read(output.join("model.safetensors")).unwrap()))
@@ -298,7 +298,7 @@ fn what_the_config_does_not_mean_is_not_merged() {
     let options = MergeOptions::default();
     let (_, file) = merged_as(&options, all.clone(), &adapter, &base, Dtype::F32).unwrap();
     assert_eq!(values(&file, "v.bias"), [9.0; 4]);
-    let two = Param::from_tensor(Tensor::full([4, 4], 2.0, &Device::flex()));
+    let two = Param::from_tensor(Tensor::full([4, 4], 2.0, &lora_core::device_from_env().unwrap()));
     let model = || {
         let mut model = Pair { v: linear(4, 4), q: linear(4, 4) };
         if let AdaptableLinear::Dense(layer) = &mut model.v {
@@ -405,7 +405,9 @@ fn what_a_start_left_of_a_head_may_stand_beside_it() {
             write(&adapter.join("adapter_model.safetensors"), &tensors, Dtype::F32);
             let load = load_adapter(Head { head: head.clone() }, &adapter).map(|_| ());
             let output = temp.path().join("output");
-            let merge = merge_checkpoint(&base, &adapter, &output, &Device::flex()).map(|_| ());
+            let merge =
+                merge_checkpoint(&base, &adapter, &output, &lora_core::device_from_env().unwrap())
+                    .map(|_| ());
             let _ = fs::remove_dir_all(output);
             [load, merge]
         };
@@ -449,9 +451,11 @@ struct Untied {
 
 #[test]
 fn what_trained_as_a_whole_is_merged_over_its_own_base() {
-    let embed_tokens = EmbeddingConfig::new(5, 4).init(&Device::flex()).into();
-    let [embed_out, patch_embed] =
-        [0, 1].map(|_| LinearConfig::new(4, 5).with_bias(false).init(&Device::flex()).into());
+    let embed_tokens =
+        EmbeddingConfig::new(5, 4).init(&lora_core::device_from_env().unwrap()).into();
+    let [embed_out, patch_embed] = [0, 1].map(|_| {
+        LinearConfig::new(4, 5).with_bias(false).init(&lora_core::device_from_env().unwrap()).into()
+    });
     let (q, [lm_head, decoder_embed]) = (linear(4, 4), [0, 1].map(|_| linear(4, 5)));
     let base = Untied { embed_tokens, q, lm_head, decoder_embed, embed_out, patch_embed };
     let mut lora = LoraConfig::new(2, 4.0);
@@ -479,7 +483,9 @@ fn what_trained_as_a_whole_is_merged_over_its_own_base() {
         ("patch_embed.weight", &[5, 4], matrix(&base.patch_embed)),
     ];
     write(&folder.join("model.safetensors"), &tensors, Dtype::F32);
-    let report = merge_checkpoint(&folder, &adapter, &output, &Device::flex()).unwrap();
+    let report =
+        merge_checkpoint(&folder, &adapter, &output, &lora_core::device_from_env().unwrap())
+            .unwrap();
     let kind = |path: &str| report.layers.iter().find(|layer| layer.path == path).unwrap().kind;
     assert_eq!(report.layers.len(), 6);
     assert_eq!(kind("embed_tokens"), LayerKind::Embedding);
@@ -517,7 +523,13 @@ fn a_checkpoint_must_be_the_base_of_the_adapter_unless_it_is_wanted() {
             let file = safetensors::serialize([(format!("{name}.weight"), view)], None).unwrap();
             fs::write(base.join(format!("{name}.safetensors")), file).unwrap();
         }
-        merge_checkpoint_with(base, &adapter, output, &Device::flex(), options)
+        merge_checkpoint_with(
+            base,
+            &adapter,
+            output,
+            &lora_core::device_from_env().unwrap(),
+            options,
+        )
     };
     let strict = MergeOptions::default();
     assert_eq!(merge("same", 1.0, &strict).unwrap().layers.len(), 2);
@@ -565,7 +577,8 @@ fn weights_beside_those_of_the_model_are_left_out_and_named() {
     }
     let merge = |name: &str| {
         let output = temp.path().join(name);
-        let report = merge_checkpoint(&base, &adapter, &output, &Device::flex())?;
+        let report =
+            merge_checkpoint(&base, &adapter, &output, &lora_core::device_from_env().unwrap())?;
         let entries = fs::read_dir(&output).unwrap();
         let mut found: Vec<String> =
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -637,12 +650,18 @@ fn a_link_that_leads_nowhere_is_told() {
     for name in ["pytorch_model.bin", ".#config.json"] {
         std::os::unix::fs::symlink("gone", base.join(name)).unwrap();
     }
-    let report = merge_checkpoint(&base, &adapter, &output, &Device::flex()).unwrap();
+    let report =
+        merge_checkpoint(&base, &adapter, &output, &lora_core::device_from_env().unwrap()).unwrap();
     assert_eq!(report.left_out, [".#config.json", "pytorch_model.bin"]);
     fs::remove_dir_all(&output).unwrap();
 
     std::os::unix::fs::symlink("gone", base.join("tokenizer.json")).unwrap();
-    let error = sentence(merge_checkpoint(&base, &adapter, &output, &Device::flex()));
+    let error = sentence(merge_checkpoint(
+        &base,
+        &adapter,
+        &output,
+        &lora_core::device_from_env().unwrap(),
+    ));
     assert!(error.contains("tokenizer.json: cannot be read"), "{error}");
     assert!(!output.exists());
 
@@ -651,14 +670,24 @@ fn a_link_that_leads_nowhere_is_told() {
     write(&part.join("model-00001-of-00002.safetensors"), &[q()], Dtype::F32);
     for name in ["model-00002-of-00002.safetensors", "model.safetensors"] {
         std::os::unix::fs::symlink("gone", part.join(name)).unwrap();
-        let error = sentence(merge_checkpoint(&part, &adapter, &output, &Device::flex()));
+        let error = sentence(merge_checkpoint(
+            &part,
+            &adapter,
+            &output,
+            &lora_core::device_from_env().unwrap(),
+        ));
         assert!(error.contains(&format!("{name}: cannot be read")), "{error}");
         assert!(!output.exists());
         fs::remove_file(part.join(name)).unwrap();
     }
     fs::remove_file(part.join("model-00001-of-00002.safetensors")).unwrap();
     std::os::unix::fs::symlink("gone", part.join("model.safetensors")).unwrap();
-    let error = sentence(merge_checkpoint(&part, &adapter, &output, &Device::flex()));
+    let error = sentence(merge_checkpoint(
+        &part,
+        &adapter,
+        &output,
+        &lora_core::device_from_env().unwrap(),
+    ));
     assert!(error.contains("model.safetensors: cannot be read"), "{error}");
 }
 

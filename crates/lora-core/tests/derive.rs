@@ -6,11 +6,11 @@ use std::marker::PhantomData;
 
 use burn::module::{Initializer, Module, Param};
 use burn::nn::{Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use lora_core::{AdaptableLinear, LoraConfig, TargetModules, VisitLora, inject};
 
 fn linear() -> Linear {
-    LinearConfig::new(4, 3).init(&Device::flex().autodiff())
+    LinearConfig::new(4, 3).init(&lora_core::device_from_env().unwrap().autodiff())
 }
 
 fn adaptable() -> AdaptableLinear {
@@ -38,7 +38,7 @@ struct Block {
 }
 
 fn block() -> Block {
-    let device = Device::flex();
+    let device = lora_core::device_from_env().unwrap();
     Block {
         norm: LayerNormConfig::new(4).init(&device),
         up: adaptable(),

@@ -16,7 +16,7 @@ const ALPHA: f64 = 7.5;
 const SCALING: f64 = 2.5;
 
 fn device() -> Device {
-    Device::flex().autodiff()
+    lora_core::device_from_env().unwrap().autodiff()
 }
 
 /// Deterministic values in -1..1, none of them zero.

@@ -18,7 +18,7 @@ use proptest::prelude::*;
 const TOLERANCE: f64 = 1e-6;
 
 fn device() -> Device {
-    Device::flex().autodiff()
+    lora_core::device_from_env().unwrap().autodiff()
 }
 
 /// Values that are the same at every run and never zero.

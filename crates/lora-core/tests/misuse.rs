@@ -10,7 +10,7 @@ use burn::module::{Module, Param};
 use burn::nn::conv::Conv1dConfig;
 use burn::nn::{EmbeddingConfig, LinearConfig};
 use burn::optim::{AdamConfig, GradientsParams};
-use burn::tensor::{DType, Device, Distribution, Tensor};
+use burn::tensor::{DType, Distribution, Tensor};
 use lora_core::*;
 use small::{device, linear, sentence, targets};
 
@@ -53,7 +53,7 @@ fn dropout_comes_back_from_a_file() {
 
 #[test]
 fn what_checkpoints_gradients_trains_with_every_variant() {
-    let device = Device::flex().autodiff().gradient_checkpointing();
+    let device = lora_core::device_from_env().unwrap().autodiff().gradient_checkpointing();
     let x = || Tensor::<2>::random([8, 6], Distribution::Default, &device);
     let plain = LoraConfig::new(2, 4.0);
     for config in [
@@ -232,7 +232,7 @@ fn readers_are_told_of_ties_and_of_mixed_batches() {
 
 #[test]
 fn a_combination_checks_shapes_and_values_and_shares_nothing() {
-    let plain = Device::flex();
+    let plain = lora_core::device_from_env().unwrap();
     let set = |d_input: usize, value: f32| {
         let (a, b) = (Tensor::full([d_input, 2], value, &plain), Tensor::ones([2, 4], &plain));
         let adapter = LoraAdapter::from_tensors(a, b, 2.0, Scaling::AlphaOverRank).unwrap();
@@ -424,7 +424,7 @@ fn a_set_goes_over_to_autodiff_and_back_with_the_model() {
     let base = vec![linear(6, 4)];
     let (mut model, _) = inject(base.clone(), &LoraConfig::new(2, 4.0)).unwrap();
     randomise(&mut model);
-    let x = || Tensor::<2>::ones([1, 6], &Device::flex());
+    let x = || Tensor::<2>::ones([1, 6], &lora_core::device_from_env().unwrap());
     let (plain, _) = AdapterSet::of(&model).attach(base.valid()).unwrap();
     assert!(!plain[0].forward(x()).device().is_autodiff());
     let (trains, report) = AdapterSet::of(&plain).attach(base).unwrap();
@@ -580,7 +580,8 @@ fn a_trained_bias_belongs_to_a_layer_with_one() {
 #[test]
 #[should_panic = "matmul"]
 fn a_grouped_convolution_has_no_dense_update() {
-    let layer = Conv1dConfig::new(4, 4, 3).with_groups(2).init(&Device::flex());
+    let layer =
+        Conv1dConfig::new(4, 4, 3).with_groups(2).init(&lora_core::device_from_env().unwrap());
     LoraConv1d::wrap(layer, 2, 4.0).unwrap().adapter().delta_weight();
 }
 

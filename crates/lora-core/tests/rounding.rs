@@ -3,7 +3,7 @@
 
 use burn::module::Param;
 use burn::nn::Linear;
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use lora_core::{
     AdaptableLayer, AdaptableLinear, Adaptation, LoraAdapter, Scaling, merge, unmerge,
 };
@@ -18,7 +18,7 @@ fn normal<const D: usize>(shape: [usize; D], std: f32, seed: u64) -> Tensor<D> {
     let rng = Xoshiro256PlusPlus::seed_from_u64(seed);
     let values = Normal::new(0.0, std).unwrap().sample_iter(rng);
     let values: Vec<f32> = values.take(shape.iter().product()).collect();
-    Tensor::from_data(TensorData::new(values, shape), &Device::flex())
+    Tensor::from_data(TensorData::new(values, shape), &lora_core::device_from_env().unwrap())
 }
 
 fn norm(tensor: Tensor<2>) -> f64 {

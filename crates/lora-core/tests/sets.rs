@@ -88,7 +88,7 @@ impl Values {
 }
 
 fn device() -> Device {
-    Device::flex().autodiff()
+    lora_core::device_from_env().unwrap().autodiff()
 }
 
 impl Sizes {

@@ -261,7 +261,7 @@ mod on_a_model {
     use burn::module::Module;
     use burn::nn::conv::Conv1dConfig;
     use burn::nn::{EmbeddingConfig, LinearConfig};
-    use burn::tensor::Device;
+
     use lora_core::{
         AdaptableConv1d, AdaptableEmbedding, AdaptableLinear, ErrorKind, ExcludeModules,
         InjectReport, LoraConfig, TargetModules, TrainedBias, VisitLora, inject,
@@ -281,7 +281,9 @@ mod on_a_model {
     }
 
     fn linear(d_input: usize, d_output: usize) -> AdaptableLinear {
-        LinearConfig::new(d_input, d_output).init(&Device::flex().autodiff()).into()
+        LinearConfig::new(d_input, d_output)
+            .init(&lora_core::device_from_env().unwrap().autodiff())
+            .into()
     }
 
     fn model() -> Model {
@@ -342,7 +344,7 @@ trainable: 90 of 367 (24.523 %)"
 
     #[test]
     fn a_report_counts_layers_of_every_kind_whatever_they_have() {
-        let device = Device::flex().autodiff();
+        let device = lora_core::device_from_env().unwrap().autodiff();
         let kinds = || Kinds {
             q: linear(4, 4),
             conv: Conv1dConfig::new(4, 4, 3).init(&device).into(),

@@ -133,7 +133,7 @@ mod tests {
         seen: usize,
         length: usize,
     ) -> Vec<String> {
-        let device = Device::flex();
+        let device = lora_core::device_from_env().unwrap();
         let Some(mask) = hidden_keys(packing, window, seen, length, &device) else {
             return vec![];
         };

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use burn::module::Param;
 use burn::nn::{Embedding, Linear, RmsNorm};
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use lora_core::{AdaptableLayer, AdaptableLinear, VisitLora, Weights};
+use lora_core::{AdaptableLayer, AdaptableLinear, VisitLora, Weights, check_dtype};
 
 use crate::attention::Attention;
 use crate::block::{Block, FeedForward};
@@ -35,7 +35,7 @@ impl Decoder {
     /// more than one.
     ///
     /// # Errors
-    /// As [`from_weights`](Self::from_weights).
+    /// As [`from_weights`](Self::from_weights), and when the device does not compute in `dtype`.
     pub fn from_weights_as(
         config: &DecoderConfig,
         source: &dyn WeightSource,
@@ -43,6 +43,7 @@ impl Decoder {
         device: &Device,
     ) -> Result<Self> {
         config.check()?;
+        check_dtype(device, dtype.dtype())?;
         check_tensors(config, source)?;
         let config = &with_the_head_of(config, source, dtype)?;
         let memory = Memory::of(size_of_model(config, dtype), device);

@@ -5,11 +5,13 @@ use std::path::Path;
 use burn::tensor::{DType, TensorData};
 use half::{bf16, f16};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 
 /// The type of weights in memory or in a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum WeightDtype {
     /// 4 bytes a value, exact.
     #[default]

@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::Device;
 use lora_models::{
     Checkpoint, Decoder, Error, FAMILIES, SaveOptions, WeightDtype, open_weights, read_config,
     save_folder_with,
@@ -36,7 +35,9 @@ fn folder(max_shard_bytes: u64) -> TempDir {
     fs::write(path.join("config.json"), config().to_string()).unwrap();
     let described = read_config(path).unwrap();
     let weights = lora_models::RandomWeights::new(&described, 1).unwrap();
-    let decoder = Decoder::from_weights(&described, &weights, &Device::flex()).unwrap();
+    let decoder =
+        Decoder::from_weights(&described, &weights, &lora_core::device_from_env().unwrap())
+            .unwrap();
     let options = SaveOptions { dtype: WeightDtype::F32, max_shard_bytes };
     let made = path.join("made");
     save_folder_with(&decoder, &made, &options, &[]).unwrap();
@@ -53,7 +54,7 @@ fn folder(max_shard_bytes: u64) -> TempDir {
 
 fn load(folder: &Path) -> Result<Decoder, Error> {
     let config = read_config(folder)?;
-    Decoder::from_weights(&config, &*open_weights(folder)?, &Device::flex())
+    Decoder::from_weights(&config, &*open_weights(folder)?, &lora_core::device_from_env().unwrap())
 }
 
 /// The error, which is one sentence with all of `parts` in it.
@@ -273,7 +274,8 @@ fn values_that_cannot_be_weights() {
     let (config, weights) =
         (read_config(folder.path()).unwrap(), open_weights(folder.path()).unwrap());
     let half = WeightDtype::F16;
-    let answer = Decoder::from_weights_as(&config, &*weights, half, &Device::flex());
+    let answer =
+        Decoder::from_weights_as(&config, &*weights, half, &lora_core::device_from_env().unwrap());
     refused(answer, &[expert, "too large for the type"]);
     let decoder = load(folder.path()).unwrap();
     let output = folder.path().join("half");

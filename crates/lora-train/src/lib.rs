@@ -9,7 +9,6 @@
 
 mod curve;
 mod data;
-mod device;
 mod error;
 mod loss;
 mod model;
@@ -19,7 +18,6 @@ mod train;
 
 pub use curve::draw_loss_curve;
 pub use data::{Batch, Batches, Conversation, Place, Sample, SplitData, read_conversations, split};
-pub use device::{device_by_name, device_names};
 pub use error::{Error, ErrorKind, Result};
 pub use loss::{batch_loss, evaluate};
 pub use model::CausalLm;

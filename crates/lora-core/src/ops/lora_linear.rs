@@ -52,27 +52,32 @@ pub trait LoraOps: Backend {
     }
 
     /// scaling · x · factor, for a factor A or B^T: x `[rows, inner]`, factor `[inner, columns]`; in the dtype
-    /// of x, or in f32 where a backend multiplies half precision in that.
+    /// of x, or in f32 where x is in half precision.
     #[fusion(default)]
     fn scaled_product(
         x: FloatTensor<Self>,
         factor: FloatTensor<Self>,
         scaling: f64,
     ) -> FloatTensor<Self> {
+        let x = in_full::<Self>(x);
         let factor = in_dtype::<Self>(factor, x.dtype());
-        scaled::<Self>(Self::product(x, factor), scaling)
+        Self::float_mul_scalar(Self::float_matmul(x, factor), scaling.into())
     }
 
     /// y + left · right in the dtype of y, for a product of small inner size: y `[rows, columns]`, left
-    /// `[rows, rank]` as [`scaled_product`](Self::scaled_product) gives it, right `[rank, columns]` a factor.
+    /// `[rows, rank]` as [`scaled_product`](Self::scaled_product) gives it, right `[rank, columns]` a factor. The sum
+    /// is rounded once.
     #[fusion(default)]
     fn add_product(
         y: FloatTensor<Self>,
         left: FloatTensor<Self>,
         right: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
+        let dtype = y.dtype();
+        let left = in_full::<Self>(left);
         let right = in_dtype::<Self>(right, left.dtype());
-        Self::float_add(y, Self::float_matmul(left, right))
+        let y = in_dtype::<Self>(y, left.dtype());
+        in_dtype::<Self>(Self::float_add(y, Self::float_matmul(left, right)), dtype)
     }
 
     /// x W: x `[rows, d_input]`, weight `[d_input, d_output]`.
@@ -94,9 +99,10 @@ pub trait LoraOps: Backend {
     }
 
     /// left^T · right, of which one has few columns: left `[rows, m]`, right `[rows, n]`; one may be what
-    /// [`scaled_product`](Self::scaled_product) gives.
+    /// [`scaled_product`](Self::scaled_product) gives. In f32 where one is in half precision.
     #[fusion(default)]
     fn transposed_product(left: FloatTensor<Self>, right: FloatTensor<Self>) -> FloatTensor<Self> {
+        let [left, right] = [left, right].map(in_full::<Self>);
         Self::float_matmul(Self::float_transpose(left), right)
     }
 }
@@ -105,18 +111,15 @@ fn in_dtype<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> 
     if tensor.dtype() == dtype { tensor } else { B::float_cast(tensor, dtype.into()) }
 }
 
-/// scaling · tensor, rounded once: Burn rounds the number to the tensor's dtype too, in bf16 by up to 0.4 %.
-fn scaled<B: Backend>(tensor: FloatTensor<B>, scaling: f64) -> FloatTensor<B> {
+/// In f32 where it is in half precision.
+fn in_full<B: Backend>(tensor: FloatTensor<B>) -> FloatTensor<B> {
     match tensor.dtype() {
-        half @ (DType::F16 | DType::BF16) => {
-            let wide = B::float_cast(tensor, FloatDType::F32);
-            B::float_cast(B::float_mul_scalar(wide, scaling.into()), half.into())
-        }
-        _ => B::float_mul_scalar(tensor, scaling.into()),
+        DType::F16 | DType::BF16 => B::float_cast(tensor, FloatDType::F32),
+        _ => tensor,
     }
 }
 
-/// Beside half precision all is multiplied in f32.
+/// Half precision is widened block by block, and nothing of the size of x or y is held in f32.
 #[cfg(feature = "flex")]
 impl LoraOps for burn::backend::Flex {
     fn scaled_product(
@@ -162,7 +165,25 @@ impl LoraOps for burn::backend::Flex {
 impl LoraOps for burn::backend::NdArray {}
 
 #[cfg(feature = "tch")]
-impl LoraOps for burn::backend::LibTorch {}
+impl LoraOps for burn::backend::LibTorch {
+    fn add_product(
+        y: FloatTensor<Self>,
+        left: FloatTensor<Self>,
+        right: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let left = in_full::<Self>(left);
+        let right = in_dtype::<Self>(right, left.dtype());
+        lora_tch::add_product(y, left, right)
+    }
+
+    fn linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        lora_tch::linear(x, weight, bias)
+    }
+}
 
 #[cfg(feature = "cubecl")]
 impl LoraOps for burn_cubecl::CubeBackend {}
@@ -258,8 +279,7 @@ impl<B: Backend + LoraOps, C: CheckpointStrategy> LoraOps for Autodiff<B, C> {
 /// - output `[rows, d_output]`
 ///
 /// `x` and `weight` have one dtype, which the output has too; the factors may have another, and their
-/// gradients have theirs. On Flex, x A and (x A) B are formed in f32 beside half precision, and the sum is
-/// rounded once; elsewhere the factors are in the dtype of `x` for the products.
+/// gradients have theirs. Beside half precision x A and (x A) B are formed in f32, and the sum is rounded once.
 ///
 /// # Panics
 /// When the shapes do not fit each other, or the device's backend was not compiled into this crate

@@ -21,9 +21,10 @@ pub(crate) fn fold_rows<const D: usize>(
     let mut dims = input.dims();
     let rows: usize = dims[..D - 1].iter().product();
     let (device, dtype) = (input.device(), input.dtype());
-    // In a shape that is asked of `reshape`, Burn takes a 0 as "the size that was there".
+    // In a shape that is asked of `reshape`, Burn takes a 0 as "the size that was there", and some backends multiply
+    // nothing by nothing badly: of no row, one is computed, for its width and dtype.
     let folded = match rows {
-        0 => Tensor::zeros([0, dims[D - 1]], (&device, dtype)),
+        0 => Tensor::zeros([1, dims[D - 1]], (&device, dtype)),
         rows => input.reshape([rows, dims[D - 1]]),
     };
     let output = f(folded);

@@ -18,6 +18,7 @@ use super::load::{Reader, parse_weights, read_weights};
 use super::meant::Meant;
 use super::save::write_folder_with;
 use crate::config::{AdapterConfig, LoraConfig};
+use crate::device::check_dtype;
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::{LayerKind, Weights};
 use crate::init::Init;
@@ -669,6 +670,7 @@ impl Stored<'_> {
                 return Err(Error::malformed(self.file, self.name, expected, format!("{other:?}")));
             }
         };
+        check_dtype(self.device, dtype)?;
         Ok(Tensor::from_data(data, (self.device, dtype)))
     }
 }

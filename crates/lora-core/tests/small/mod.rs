@@ -5,7 +5,7 @@ use burn::tensor::Device;
 use lora_core::{AdaptableLinear, LoraConfig, Result, TargetModules};
 
 pub fn device() -> Device {
-    Device::flex().autodiff()
+    lora_core::device_from_env().unwrap().autodiff()
 }
 
 pub fn linear(d_input: usize, d_output: usize) -> AdaptableLinear {

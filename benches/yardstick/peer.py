@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""The jobs of benches/yardstick, done with torch, transformers and PEFT: one job as JSON in, one answer as JSON out.
+
+scripts/peers_env.sh makes the environment. The shapes, the batches' formula and the words of a job are those of
+workload.rs.
+"""
+
+import json
+import platform
+import resource
+import sys
+import time
+
+import peft
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, DynamicCache
+
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+
+
+def now():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def device():
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def batch_ids(step, rows, length, vocabulary):
+    row, place = torch.meshgrid(torch.arange(rows), torch.arange(length + 1), indexing="ij")
+    return (7919 * (row * 1009 + place * place + 31 * step + 1)) % vocabulary
+
+
+def load(job):
+    return AutoModelForCausalLM.from_pretrained(job["model"], dtype=DTYPES[job.get("dtype", "f32")]).to(device())
+
+
+def train(job, answer):
+    model = PeftModel.from_pretrained(load(job), job["adapter"], is_trainable=True)
+    if job["checkpointing"]:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
+    for step in range(job["steps"] + 1):
+        ids = batch_ids(step, job["rows"], job["length"], model.config.vocab_size).to(device())
+        times = [now()]
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        loss = cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+        del logits
+        answer["losses"].append(loss.item())
+        times.append(now())
+        loss.backward()
+        times.append(now())
+        optimizer.step()
+        optimizer.zero_grad()
+        times.append(now())
+        if step > 0:
+            for name, start, end in zip(["forward", "backward", "optimizer"], times, times[1:]):
+                answer[name].append(end - start)
+
+
+def linear(job, answer):
+    model = torch.nn.Sequential(torch.nn.Linear(job["d"], job["d"], bias=False)).to(device())
+    model.requires_grad_(False)
+    if job["layer"] == "lora":
+        config = LoraConfig(r=job["rank"], lora_alpha=2 * job["rank"], target_modules=["0"])
+        model = get_peft_model(model, config)
+    x = torch.randn(job["rows"], job["d"], device=device(), requires_grad=True)
+    for step in range(job["rounds"] + 1):
+        start = now()
+        y = model(x)
+        between = now()
+        y.sum().backward()
+        end = now()
+        x.grad = None
+        model.zero_grad()
+        if step > 0:
+            answer["forward"].append(between - start)
+            answer["backward"].append(end - between)
+            answer["seconds"].append(end - start)
+
+
+@torch.inference_mode()
+def decode(job, answer):
+    model = PeftModel.from_pretrained(load(job), job["adapter"])
+    if job["merged"]:
+        model = model.merge_and_unload()
+    model.eval()
+    prompt = batch_ids(0, 1, job["prompt"] - 1, model.config.vocab_size).to(device())
+    for step in range(3):
+        cache = DynamicCache()
+        start = now()
+        token = model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1:].argmax(-1)
+        tokens = [token.item()]
+        read = now() - start
+        start = now()
+        for _ in range(job["written"]):
+            token = model(input_ids=token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
+            tokens.append(token.item())
+        if step > 0:
+            answer["prompt_seconds"].append(read)
+            answer["seconds"].append(now() - start)
+        answer["tokens"] = tokens
+
+
+def load_job(job, answer):
+    start = now()
+    model = load(job)
+    answer["seconds"].append(now() - start)
+    del model
+
+
+@torch.no_grad()
+def merge(job, answer):
+    model = PeftModel.from_pretrained(load(job), job["adapter"])
+    start = now()
+    model.merge_and_unload()
+    answer["seconds"].append(now() - start)
+
+
+def resident(field):
+    with open("/proc/self/status", encoding="utf-8") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
+
+
+def main():
+    job = json.loads(sys.argv[1])
+    if job.get("medium"):
+        torch.set_float32_matmul_precision("medium")
+    keys = ["forward", "backward", "optimizer", "losses", "seconds", "prompt_seconds", "tokens"]
+    answer = {key: [] for key in keys}
+    answer["start_bytes"] = resident("VmRSS")
+    jobs = {"train": train, "linear": linear, "decode": decode, "load": load_job, "merge": merge}
+    jobs[job["kind"]](job, answer)
+    answer["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    answer["versions"] = (
+        f"PEFT {peft.__version__}, transformers {transformers.__version__}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}, {torch.get_num_threads()} threads on {device()}"
+    )
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

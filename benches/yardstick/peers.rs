@@ -1,0 +1,278 @@
+//! The programs that are measured, and their turns.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use lora_core::{AdapterInfo, Init, LoraConfig, inject, save_adapter};
+use lora_models::{Decoder, RandomWeights, WeightDtype, save_folder};
+
+use crate::workload::{ALPHA, Job, Measured, RANK, SHAPES, Shape};
+use crate::{Answer, Options};
+
+/// Keeps glibc from holding what was freed, for a fair peak of memory.
+const FAIR: (&str, &str) = ("MALLOC_MMAP_THRESHOLD_", "131072");
+
+/// Who does a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    Here,
+    Peer,
+}
+
+/// One line of a table.
+#[derive(Debug)]
+pub struct Line {
+    pub name: String,
+    pub program: Program,
+    pub job: Job,
+    pub measured: Measured,
+    /// Largest resident memory of a run that gives freed memory back at once.
+    pub fair_peak: f64,
+}
+
+impl Line {
+    fn new(program: Program, name: &str, job: Job) -> Self {
+        let name = match program {
+            Program::Here => format!("here, {name}"),
+            Program::Peer => format!("PEFT, {name}"),
+        };
+        Self { name, program, job, measured: Measured::default(), fair_peak: f64::NAN }
+    }
+}
+
+/// Lines that are compared.
+#[derive(Debug)]
+pub struct Group {
+    pub name: &'static str,
+    pub what: String,
+    /// Tokens of a step, for speeds.
+    pub tokens: usize,
+    pub lines: Vec<Line>,
+}
+
+/// Measures what is asked for.
+pub fn measure(options: &Options) -> Answer<Vec<Group>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/yardstick");
+    let mut groups = Vec::new();
+    for name in options.only.split(',').map(str::trim) {
+        let mut group = group(name, &folder)?;
+        if options.python.is_none() {
+            group.lines.retain(|line| line.program == Program::Here);
+        }
+        take_turns(&mut group, options)?;
+        groups.push(group);
+    }
+    Ok(groups)
+}
+
+fn take_turns(group: &mut Group, options: &Options) -> Answer<()> {
+    for round in 1..=options.rounds {
+        for line in &mut group.lines {
+            eprintln!("{}: {}, round {round} of {}", group.name, line.name, options.rounds);
+            let measured = run(line.program, &line.job, options.python.as_deref(), false)?;
+            add(&mut line.measured, measured);
+        }
+    }
+    for line in &mut group.lines {
+        eprintln!("{}: {}, memory", group.name, line.name);
+        let mut job = line.job.clone();
+        if let Job::Train { steps, .. } = &mut job {
+            *steps = 1;
+        }
+        let measured = run(line.program, &job, options.python.as_deref(), true)?;
+        line.fair_peak = measured.peak_bytes;
+    }
+    Ok(())
+}
+
+fn add(all: &mut Measured, one: Measured) {
+    all.forward.extend(one.forward);
+    all.backward.extend(one.backward);
+    all.optimizer.extend(one.optimizer);
+    all.seconds.extend(one.seconds);
+    all.prompt_seconds.extend(one.prompt_seconds);
+    all.peak_bytes = all.peak_bytes.max(one.peak_bytes);
+    (all.losses, all.tokens) = (one.losses, one.tokens);
+    (all.versions, all.start_bytes) = (one.versions, one.start_bytes);
+}
+
+fn run(program: Program, job: &Job, python: Option<&Path>, fair: bool) -> Answer<Measured> {
+    let text = serde_json::to_string(job)?;
+    let mut command = match (program, python) {
+        (Program::Here, _) => {
+            let mut command = Command::new(std::env::current_exe()?);
+            command.arg("--job");
+            command
+        }
+        (Program::Peer, Some(python)) => {
+            let mut command = Command::new(python);
+            command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/yardstick/peer.py"));
+            command
+        }
+        (Program::Peer, None) => return Err("no Python for a peer".into()),
+    };
+    if fair {
+        command.env(FAIR.0, FAIR.1);
+    }
+    let output = command.arg(text).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    match text.lines().last().map(serde_json::from_str) {
+        Some(Ok(measured)) if output.status.success() => Ok(measured),
+        _ => {
+            let error = String::from_utf8_lossy(&output.stderr);
+            let last = error.lines().last().unwrap_or("it said nothing").to_owned();
+            Err(format!("{program:?} did not do its job: {last}").into())
+        }
+    }
+}
+
+fn group(name: &str, folder: &Path) -> Answer<Group> {
+    use Program::{Here, Peer};
+
+    if let Some(shape) = Shape::named(name) {
+        let (model, adapter) = files(&shape, folder)?;
+        let job = |dtype: &str, medium, checkpointing| Job::Train {
+            model: model.clone(),
+            adapter: adapter.clone(),
+            rows: shape.rows,
+            length: shape.length,
+            steps: shape.steps,
+            dtype: dtype.to_owned(),
+            medium,
+            checkpointing,
+        };
+        let lines = vec![
+            Line::new(Here, "f32", job("f32", false, false)),
+            Line::new(Peer, "f32", job("f32", false, false)),
+            Line::new(Peer, "f32 \"medium\"", job("f32", true, false)),
+            Line::new(Peer, "f32, checkpointing", job("f32", false, true)),
+            Line::new(Here, "bf16", job("bf16", false, false)),
+            Line::new(Peer, "bf16", job("bf16", false, false)),
+        ];
+        let (rows, length) = (shape.rows, shape.length);
+        let what = format!("{}: {}, batch {rows} x {length}", shape.name, shape.what);
+        return Ok(Group { name: shape.name, what, tokens: shape.tokens(), lines });
+    }
+    let medium = |name: &str| files(&Shape::named(name).unwrap_or(SHAPES[1]), folder);
+    let (name, what, tokens, lines) = match name {
+        "linear" => {
+            let job = |layer: &str| Job::Linear {
+                layer: layer.to_owned(),
+                d: 2048,
+                rows: 512,
+                rank: 16,
+                rounds: 15,
+            };
+            let lines = vec![
+                Line::new(Here, "frozen", job("frozen")),
+                Line::new(Here, "LoraLinear", job("lora")),
+                Line::new(Here, "Burn's apply_lora", job("burn")),
+                Line::new(Peer, "torch's frozen", job("frozen")),
+                Line::new(Peer, "adapted", job("lora")),
+            ];
+            (
+                "linear",
+                "One linear layer, 2048 to 2048, rank 16, 512 rows, f32".to_owned(),
+                512,
+                lines,
+            )
+        }
+        "decode" => {
+            let (model, adapter) = medium("M")?;
+            let job = |dtype: &str, merged| Job::Decode {
+                model: model.clone(),
+                adapter: adapter.clone(),
+                merged,
+                dtype: dtype.to_owned(),
+                prompt: 256,
+                written: 64,
+            };
+            let mut lines = Vec::new();
+            for dtype in ["f32", "bf16"] {
+                for (name, merged) in [("adapter", false), ("merged", true)] {
+                    for program in [Here, Peer] {
+                        let name = format!("{dtype}, {name}");
+                        lines.push(Line::new(program, &name, job(dtype, merged)));
+                    }
+                }
+            }
+            ("decode", "Writing with M, 64 tokens after a prompt of 256".to_owned(), 64, lines)
+        }
+        "load" => {
+            let (model, _) = medium("L")?;
+            let job = |dtype: &str| Job::Load { model: model.clone(), dtype: dtype.to_owned() };
+            let lines = ["f32", "bf16"]
+                .into_iter()
+                .flat_map(|dtype| [Here, Peer].map(|program| Line::new(program, dtype, job(dtype))))
+                .collect();
+            ("load", "Loading L from a bf16 safetensors file".to_owned(), 1, lines)
+        }
+        "merge" => {
+            let (model, adapter) = medium("M")?;
+            let job = || Job::Merge { model: model.clone(), adapter: adapter.clone() };
+            let lines = [Here, Peer].map(|program| Line::new(program, "f32", job())).into();
+            ("merge", "Merging an adapter of rank 8 into M".to_owned(), 1, lines)
+        }
+        other => {
+            return Err(format!(
+                "--only: expected S, M, L, linear, decode, load or merge, found '{other}'"
+            )
+            .into());
+        }
+    };
+    Ok(Group { name, what, tokens, lines })
+}
+
+/// A shape's model and adapter as files, made once.
+fn files(shape: &Shape, folder: &Path) -> Answer<(String, String)> {
+    let folder = folder.join(shape.name);
+    let (model, adapter) = (folder.join("model"), folder.join("adapter"));
+    let text = |path: &PathBuf| path.to_string_lossy().into_owned();
+    if !adapter.exists() {
+        eprintln!("{}: making the model", shape.name);
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder)?;
+        }
+        std::fs::create_dir_all(&folder)?;
+        let config = shape.config(Path::new(env!("CARGO_MANIFEST_DIR")))?;
+        let device = lora_core::device_from_env()?;
+        let weights = RandomWeights::new(&config, 1)?;
+        let decoder = Decoder::from_weights_as(&config, &weights, WeightDtype::BF16, &device)?;
+        save_folder(&decoder, &model, WeightDtype::BF16, &[])?;
+        let mut config = LoraConfig::new(RANK, ALPHA);
+        config.init = Init::KaimingUniformA;
+        let (decoder, _) = inject(decoder, &config)?;
+        save_adapter(&decoder, &adapter, &AdapterInfo::default())?;
+    }
+    Ok((text(&model), text(&adapter)))
+}
+
+/// Lines whose losses, or written tokens, are not those of the group's first.
+pub fn disagreements(group: &Group) -> Vec<String> {
+    let Some(first) = group.lines.first().filter(|line| !line.measured.losses.is_empty()) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for line in &group.lines {
+        let apart = apart(&line.measured.losses, &first.measured.losses);
+        // Half precision rounds each of thousands of values to 0.4 %.
+        let bound = if line.name.contains("bf16") { 2e-2 } else { 1e-3 };
+        if apart.is_nan() || apart > bound {
+            let (group, name) = (group.name, &line.name);
+            found.push(format!(
+                "{group}, {name}: expected the losses of {} within {bound}, found {apart:.1e}",
+                first.name
+            ));
+        }
+    }
+    found
+}
+
+/// The largest relative difference; NaN where there is nothing to compare.
+pub fn apart(found: &[f64], expected: &[f64]) -> f64 {
+    if found.len() != expected.len() || found.is_empty() {
+        return f64::NAN;
+    }
+    let apart = found.iter().zip(expected).map(|(a, b)| ((a - b) / b).abs());
+    apart.fold(0.0, |most, one| if one > most || one.is_nan() { one } else { most })
+}

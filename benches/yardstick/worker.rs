@@ -1,0 +1,181 @@
+//! This project's part of each job, in a process of its own.
+
+use std::path::Path;
+use std::time::Instant;
+
+use burn::module::{Lora, Module};
+use burn::nn::LinearConfig;
+use burn::optim::{AdamWConfig, GradientsParams};
+use burn::tensor::{DType, Device, Distribution, Tensor};
+use lora_core::{FrozenLinear, LoraLinear, load_adapter, merge};
+use lora_models::{Decoder, KvCache, WeightDtype, open_weights, read_config};
+use lora_train::{Batch, Sample, batch_loss};
+
+use crate::Answer;
+use crate::workload::{Job, Measured, batch_ids};
+
+pub fn work(job: &Job) -> Answer<Measured> {
+    let device = lora_core::device_from_env()?;
+    let mut measured = Measured { start_bytes: resident("VmRSS")?, ..Measured::default() };
+    match job {
+        Job::Train { model, adapter, rows, length, steps, dtype, .. } => {
+            let decoder = decoder(model, dtype, &device.clone().autodiff())?;
+            let (decoder, _) = load_adapter(decoder, adapter)?;
+            train(decoder, [*rows, *length, *steps], &mut measured)?;
+        }
+        Job::Linear { layer, d, rows, rank, rounds } => {
+            linear(layer, [*d, *rows, *rank, *rounds], &device.autodiff(), &mut measured)?;
+        }
+        Job::Decode { model, adapter, merged, dtype, prompt, written } => {
+            let mut decoder = load_adapter(decoder(model, dtype, &device)?, adapter)?.0;
+            if *merged {
+                merge(&mut decoder)?;
+            }
+            decode(&decoder.valid(), *prompt, *written, &mut measured);
+        }
+        Job::Load { model, dtype } => {
+            let start = Instant::now();
+            let decoder = decoder(model, dtype, &device)?;
+            device.sync()?;
+            measured.seconds.push(start.elapsed().as_secs_f64());
+            drop(decoder);
+        }
+        Job::Merge { model, adapter } => {
+            let mut decoder = load_adapter(decoder(model, "f32", &device)?, adapter)?.0;
+            let start = Instant::now();
+            merge(&mut decoder)?;
+            device.sync()?;
+            measured.seconds.push(start.elapsed().as_secs_f64());
+        }
+    }
+    measured.peak_bytes = resident("VmHWM")?;
+    let device = std::env::var("LORA_DEVICE");
+    let device = device.unwrap_or_else(|_| lora_core::default_device_name().to_owned());
+    measured.versions = format!("this project {} on {device}", env!("CARGO_PKG_VERSION"));
+    Ok(measured)
+}
+
+fn decoder(folder: &str, dtype: &str, device: &Device) -> Answer<Decoder> {
+    let folder = Path::new(folder);
+    let dtype: WeightDtype = dtype.parse()?;
+    let weights = open_weights(folder)?;
+    Ok(Decoder::from_weights_as(&read_config(folder)?, &*weights, dtype, device)?)
+}
+
+fn train(
+    mut decoder: Decoder,
+    [rows, length, steps]: [usize; 3],
+    measured: &mut Measured,
+) -> Answer<()> {
+    let device = decoder.device();
+    let mut optimizer = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.0).init();
+    for step in 0..=steps {
+        let samples: Vec<Sample> = batch_ids(step, rows, length, decoder.config().vocab_size)
+            .into_iter()
+            .map(|ids| Sample { trained: vec![true; ids.len()], ids, truncated: false })
+            .collect();
+        let batch = Batch::collate(&samples.iter().collect::<Vec<_>>(), 0);
+        let start = Instant::now();
+        let loss = batch_loss(&decoder, &batch);
+        let value = loss.clone().into_scalar::<f32>(); // waits for the device
+        let forward = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        let gradients = GradientsParams::from_grads(loss.backward(), &decoder);
+        device.sync()?;
+        let backward = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        decoder = optimizer.step(1e-3, decoder, gradients);
+        device.sync()?;
+        let update = start.elapsed().as_secs_f64();
+        measured.losses.push(value.into());
+        if step > 0 {
+            measured.forward.push(forward);
+            measured.backward.push(backward);
+            measured.optimizer.push(update);
+        }
+    }
+    Ok(())
+}
+
+fn linear(
+    layer: &str,
+    [d, rows, rank, rounds]: [usize; 4],
+    device: &Device,
+    measured: &mut Measured,
+) -> Answer<()> {
+    let base = LinearConfig::new(d, d).with_bias(false).init(device);
+    let alpha = 2.0 * rank as f64;
+    let forward: Box<dyn Fn(Tensor<2>) -> Tensor<2>> = match layer {
+        "frozen" => {
+            let layer = FrozenLinear::new(base);
+            Box::new(move |x| layer.forward(x))
+        }
+        "lora" => {
+            let layer = LoraLinear::wrap(base, rank, alpha)?;
+            Box::new(move |x| layer.forward(x))
+        }
+        "burn" => {
+            let _ = base.weight.val();
+            let layer = base.apply_lora(Lora::new(rank, alpha));
+            Box::new(move |x| layer.forward(x))
+        }
+        other => return Err(format!("no layer '{other}'").into()),
+    };
+    let x = Tensor::<2>::random([rows, d], Distribution::Normal(0.0, 1.0), device).require_grad();
+    for round in 0..=rounds {
+        let start = Instant::now();
+        let y = forward(x.clone());
+        device.sync()?;
+        let to_y = start.elapsed().as_secs_f64();
+        let gradients = y.sum().backward();
+        device.sync()?;
+        let all = start.elapsed().as_secs_f64();
+        drop(gradients);
+        if round > 0 {
+            measured.forward.push(to_y);
+            measured.backward.push(all - to_y);
+            measured.seconds.push(all);
+        }
+    }
+    Ok(())
+}
+
+fn decode(decoder: &Decoder, prompt: usize, written: usize, measured: &mut Measured) {
+    let vocab_size = decoder.config().vocab_size;
+    let ids = &batch_ids(0, 1, prompt - 1, vocab_size)[0];
+    let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+    for round in 0..3 {
+        let mut cache = KvCache::with_capacity(prompt + written);
+        let start = Instant::now();
+        let mut token = next(decoder, &ids, &mut cache);
+        let read = start.elapsed().as_secs_f64();
+        let mut tokens = vec![i64::from(token)];
+        let start = Instant::now();
+        for _ in 0..written {
+            token = next(decoder, &[token], &mut cache);
+            tokens.push(token.into());
+        }
+        if round > 0 {
+            measured.prompt_seconds.push(read);
+            measured.seconds.push(start.elapsed().as_secs_f64());
+        }
+        measured.tokens = tokens;
+    }
+}
+
+/// The most likely token after these.
+fn next(decoder: &Decoder, tokens: &[i32], cache: &mut KvCache) -> i32 {
+    let hidden = decoder.hidden_states(decoder.token_tensor(tokens, 1), Some(cache));
+    let [_, length, width] = hidden.dims();
+    let last = hidden.narrow(1, length - 1, 1).reshape([1, width]);
+    let best = decoder.logits(last).cast(DType::F32).argmax(1);
+    best.into_data().iter::<i64>().next().unwrap_or_default() as i32
+}
+
+/// Bytes of this process: `VmRSS` now, `VmHWM` at most. Linux only.
+fn resident(field: &str) -> Answer<f64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find(|line| line.starts_with(field)).ok_or("no such field")?;
+    let kib = line.split_whitespace().nth(1).ok_or("no number")?;
+    Ok(kib.parse::<f64>()? * 1024.0)
+}

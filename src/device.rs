@@ -1,0 +1,45 @@
+//! Which device a program works on, and what to expect of its first steps.
+
+use burn::tensor::Device;
+use lora_core::{default_device_name, device_by_name, device_from_env};
+
+use crate::Result;
+
+/// The option that names a device.
+#[derive(Debug, clap::Args)]
+pub struct DeviceOption {
+    /// Device: flex, ndarray, tch:cpu, tch:cuda:N, wgpu:N, vulkan:N, metal:N, cuda:N, as far as built in; the
+    /// example `devices` lists them [default: the variable LORA_DEVICE, else the build's first backend]
+    #[arg(long, value_name = "NAME")]
+    pub device: Option<String>,
+}
+
+impl DeviceOption {
+    /// The device.
+    pub fn open(&self) -> Result<Device> {
+        open_device(self.device.as_deref())
+    }
+}
+
+/// The device of this name, or the one that `LORA_DEVICE` names, or the build's first. A device that compiles
+/// its kernels as they are needed is announced on standard error, since nothing else is heard of it for a while.
+pub fn open_device(name: Option<&str>) -> Result<Device> {
+    let device = match name {
+        Some(name) => device_by_name(name)?,
+        None => device_from_env()?,
+    };
+    if lora_core::compiles_kernels(&device) {
+        eprintln!(
+            "note: kernels are compiled for this device, and measured against each other, where they are first \
+             needed; the first steps take longer. The next run finds what was measured in target/environment (outside of \
+             a Cargo project, in the user's cache folder cubecl)"
+        );
+    }
+    Ok(device)
+}
+
+/// The name for a run's settings: as given, else that of the environment, else the build's first backend.
+pub fn device_name(name: Option<String>) -> String {
+    let of_environment = || std::env::var("LORA_DEVICE").ok().filter(|name| !name.is_empty());
+    name.or_else(of_environment).unwrap_or_else(|| default_device_name().to_owned())
+}

@@ -1,0 +1,136 @@
+//! Devices by name: which this build takes, and what it says about the others.
+
+use std::env;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use burn::tensor::DType;
+use lora_core::{
+    BackendName, DeviceProblem, ErrorKind, backends, check_dtype, default_device_name,
+    device_by_name, device_from_env, supports_dtype,
+};
+
+fn problem(name: &str) -> DeviceProblem {
+    match device_by_name(name).unwrap_err().kind() {
+        ErrorKind::Device { name: named, problem } => {
+            assert_eq!(named, name);
+            problem.clone()
+        }
+        kind => panic!("{name}: {kind:?}"),
+    }
+}
+
+#[test]
+fn a_name_that_no_device_has_is_refused_with_those_that_there_are() {
+    let large = format!("wgpu:{}0", u64::MAX);
+    for name in [
+        "", "gpu", "Flex", "flex:", "flex:0", "ndarray:1", "tch:", "tch:gpu", "tch:cuda:",
+        "tch:cuda:-1", "wgpu:", "wgpu:+1", "wgpu:a", "wgpu:0:1", "cuda: 0", "cuda:0 ", &large,
+    ] {
+        assert_eq!(problem(name), DeviceProblem::Unknown, "{name}");
+        let message = device_by_name(name).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("device '{name}': expected ")), "{message}");
+        for backend in BackendName::ALL {
+            assert!(message.contains(backend.as_str()), "{message}");
+        }
+    }
+}
+
+#[test]
+fn a_backend_that_is_not_in_this_build_is_refused_with_its_feature() {
+    for backend in BackendName::ALL.into_iter().filter(|backend| !backend.is_compiled()) {
+        assert_eq!(problem(backend.as_str()), DeviceProblem::FeatureOff { backend });
+        let message = device_by_name(backend.as_str()).unwrap_err().to_string();
+        assert!(message.contains(&format!("the Cargo feature {backend}")), "{message}");
+        assert!(message.contains(default_device_name()), "{message}");
+    }
+}
+
+/// What is listed can be had by its name; what the machine lacks is said.
+#[test]
+fn what_is_listed_is_there_and_the_rest_is_explained() {
+    for info in backends() {
+        for device in &info.devices {
+            if device.refused.is_none() {
+                device_by_name(&device.name).unwrap();
+                assert!(device.dtypes.contains(&DType::F32), "{device:?}");
+            }
+        }
+        if !info.backend.is_compiled() {
+            assert!(info.devices.is_empty());
+            continue;
+        }
+        let gpus = info.devices.iter().filter(|device| device.name.contains(char::is_numeric));
+        let count = gpus.count();
+        let next = match info.backend {
+            BackendName::Flex | BackendName::NdArray => continue,
+            BackendName::Tch => format!("tch:cuda:{count}"),
+            backend => format!("{backend}:{count}"),
+        };
+        match (count, problem(&next)) {
+            (0, DeviceProblem::Absent { reason }) => assert!(reason.contains("no") || reason.contains("alone")),
+            (1.., DeviceProblem::NoSuchIndex { names }) => assert_eq!(names.len(), count),
+            (_, other) => panic!("{next}: {other:?}"),
+        }
+    }
+}
+
+/// The guide says which types of weights each device takes.
+#[test]
+fn the_table_of_types_in_the_documentation_is_true_of_this_device() {
+    let name = env::var("LORA_DEVICE").unwrap_or_else(|_| default_device_name().to_owned());
+    let device = device_from_env().unwrap();
+    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/lora-core/docs/backends.md"));
+    let page = page.unwrap();
+    let (backend, _) = name.split_once(":0").unwrap_or((&name, ""));
+    let row = page
+        .lines()
+        .find(|line| line.starts_with(&format!("| `{backend}` |")))
+        .unwrap_or_else(|| panic!("backends.md has no row for {backend}"));
+    let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+    for (cell, dtype) in cells[2..5].iter().zip([DType::F32, DType::BF16, DType::F16]) {
+        let says = match *cell {
+            "yes" => true,
+            "no" => false,
+            // What the adapter decides.
+            "depends" => continue,
+            other => panic!("{row}: expected yes, no or depends, found {other}"),
+        };
+        assert_eq!(supports_dtype(&device, dtype), says, "{backend}, {dtype:?}");
+        match check_dtype(&device, dtype) {
+            Ok(()) => assert!(says),
+            Err(error) => {
+                let message = error.to_string();
+                assert!(!says && message.contains(dtype.name()), "{message}");
+                assert!(message.starts_with(&format!("device {name}")), "{message}");
+            }
+        }
+    }
+}
+
+fn devices(arguments: &[&str], variable: &str) -> Output {
+    let test = env::current_exe().unwrap();
+    let profile = test.parent().and_then(Path::parent).unwrap();
+    let program = profile.join("examples/devices");
+    Command::new(program).args(arguments).env("LORA_DEVICE", variable).output().unwrap()
+}
+
+#[test]
+fn the_example_lists_devices_and_says_how_the_others_are_got() {
+    let output = devices(&[], "");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for backend in BackendName::ALL {
+        match backend.is_compiled() {
+            true => assert!(text.contains(backend.as_str()), "{text}"),
+            false => assert!(text.contains(&format!("--features {backend}")), "{text}"),
+        }
+    }
+    let output = devices(&["--device", "gpu"], "");
+    assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.starts_with("error: device 'gpu': ") && error.lines().count() == 1, "{error}");
+    let output = devices(&["--device", default_device_name()], "");
+    assert_eq!(output.status.code(), Some(0));
+}

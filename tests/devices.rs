@@ -25,8 +25,23 @@ fn problem(name: &str) -> DeviceProblem {
 fn a_name_that_no_device_has_is_refused_with_those_that_there_are() {
     let large = format!("wgpu:{}0", u64::MAX);
     for name in [
-        "", "gpu", "Flex", "flex:", "flex:0", "ndarray:1", "tch:", "tch:gpu", "tch:cuda:",
-        "tch:cuda:-1", "wgpu:", "wgpu:+1", "wgpu:a", "wgpu:0:1", "cuda: 0", "cuda:0 ", &large,
+        "",
+        "gpu",
+        "Flex",
+        "flex:",
+        "flex:0",
+        "ndarray:1",
+        "tch:",
+        "tch:gpu",
+        "tch:cuda:",
+        "tch:cuda:-1",
+        "wgpu:",
+        "wgpu:+1",
+        "wgpu:a",
+        "wgpu:0:1",
+        "cuda: 0",
+        "cuda:0 ",
+        &large,
     ] {
         assert_eq!(problem(name), DeviceProblem::Unknown, "{name}");
         let message = device_by_name(name).unwrap_err().to_string();
@@ -69,7 +84,9 @@ fn what_is_listed_is_there_and_the_rest_is_explained() {
             backend => format!("{backend}:{count}"),
         };
         match (count, problem(&next)) {
-            (0, DeviceProblem::Absent { reason }) => assert!(reason.contains("no") || reason.contains("alone")),
+            (0, DeviceProblem::Absent { reason }) => {
+                assert!(reason.contains("no") || reason.contains("alone"))
+            }
             (1.., DeviceProblem::NoSuchIndex { names }) => assert_eq!(names.len(), count),
             (_, other) => panic!("{next}: {other:?}"),
         }
@@ -81,7 +98,9 @@ fn what_is_listed_is_there_and_the_rest_is_explained() {
 fn the_table_of_types_in_the_documentation_is_true_of_this_device() {
     let name = env::var("LORA_DEVICE").unwrap_or_else(|_| default_device_name().to_owned());
     let device = device_from_env().unwrap();
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/lora-core/docs/backends.md"));
+    let page = fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/lora-core/docs/backends.md"),
+    );
     let page = page.unwrap();
     let (backend, _) = name.split_once(":0").unwrap_or((&name, ""));
     let row = page

@@ -13,14 +13,19 @@
 //! rms_norm             x / rms(x) · gamma     [..., width]
 //! rotate               rotary positions       [batch, length, heads * head_dim]
 //! gated                silu(gate) · up        [...]
+//! cross_entropy        -ln softmax [target]   [rows, classes]
 //! ```
+//!
+//! The last five have a gradient each, `..._backward`.
 //!
 //! [`WeightMemory`] puts a model's weights on large pages of memory.
 
 #![deny(unsafe_code)] // but for one call each in `product.rs`, `prefetch.rs` and `memory.rs`
 
 mod attend;
+mod backward;
 mod crew;
+mod cross_entropy;
 mod exponential;
 mod few_rows;
 mod halves;
@@ -36,7 +41,9 @@ mod weight;
 
 use burn::backend::{Flex, tensor::FloatTensor};
 
-pub use attend::{Rounding, attend};
+pub use attend::{Rounding, attend, attend_backward};
+pub use backward::{gated_backward, rms_norm_backward, rotate_backward};
+pub use cross_entropy::{cross_entropy, cross_entropy_backward};
 pub use linear::linear;
 pub use memory::WeightMemory;
 pub use pointwise::{gated, rms_norm, rotate};

@@ -1,15 +1,18 @@
 //! What stands between the products of a decoder, done by a backend in one pass where it can.
 //!
-//! Each function gives `None` on other backends, with gradients, and for tensors of another form; the
-//! caller's own operations are for those. The results are the same but for rounding.
+//! Each function gives `None` on other backends and for tensors of another form; the caller's own operations are for
+//! those. The results are the same but for rounding. With gradients it is `ops/training.rs` that does it.
 
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, Int, Tensor};
 
-/// The call of a function in `flex`, where that is compiled.
+#[cfg(feature = "flex")]
+use crate::ops::training;
+
+/// The call of a function in `flex`, or with gradients in `training`, where these are compiled.
 macro_rules! on_flex {
     ($function:ident($($argument:ident),*)) => {{
         #[cfg(feature = "flex")]
-        let done = flex::$function($($argument),*);
+        let done = flex::$function($($argument),*).or_else(|| training::$function($($argument),*));
         #[cfg(not(feature = "flex"))]
         let done = {
             let _ = ($($argument),*);
@@ -22,7 +25,7 @@ macro_rules! on_flex {
 #[cfg(feature = "flex")]
 mod flex {
     use burn::backend::Flex;
-    use burn::tensor::{Bool, Device, Tensor};
+    use burn::tensor::{Bool, Device, Int, Tensor};
     use lora_flex::{FlexTensor, Rounding};
 
     /// What Flex holds of a tensor without gradients.
@@ -66,6 +69,14 @@ mod flex {
         Some(Tensor::from_primitive::<Flex>(y))
     }
 
+    pub(super) fn cross_entropy(logits: &Tensor<2>, targets: &Tensor<1, Int>) -> Option<Tensor<1>> {
+        let targets = targets.to_data();
+        let targets: Option<Vec<usize>> =
+            targets.iter::<i64>().map(|target| usize::try_from(target).ok()).collect();
+        let losses = lora_flex::cross_entropy(&primitive(logits)?, &targets?)?;
+        Some(Tensor::from_primitive::<Flex>(losses))
+    }
+
     pub(super) fn gated<const D: usize>(gate: &Tensor<D>, up: &Tensor<D>) -> Option<Tensor<D>> {
         let y = lora_flex::gated(&primitive(gate)?, &primitive(up)?)?;
         Some(Tensor::from_primitive::<Flex>(y))
@@ -106,6 +117,11 @@ pub(crate) fn gated<const D: usize>(gate: &Tensor<D>, up: &Tensor<D>) -> Option<
     on_flex!(gated(gate, up))
 }
 
+/// -ln softmax(logits)[target] of each row, in f32: logits `[rows, classes]`, targets `[rows]`.
+pub(crate) fn cross_entropy(logits: &Tensor<2>, targets: &Tensor<1, Int>) -> Option<Tensor<1>> {
+    on_flex!(cross_entropy(logits, targets))
+}
+
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use burn::tensor::{DType, Device};
@@ -116,27 +132,33 @@ mod tests {
         Tensor::ones(shape, (device, dtype))
     }
 
-    /// Which of the four a device has for a dtype.
-    fn has(device: &Device, dtype: DType) -> [bool; 4] {
+    /// Which of them a device has for a dtype: with hidden keys, and of a single query too.
+    fn has(device: &Device, dtype: DType) -> [bool; 6] {
         let x = || ones([1, 3, 8], device, dtype);
         let heads = || ones([1, 2, 3, 4], device, dtype);
         let hidden = Tensor::<4, Bool>::from_data([[[[false, true, true]; 3]]], device);
         let angles = || ones([1, 1, 3, 4], device, dtype);
+        let targets = Tensor::<1, Int>::from_data([1, 0], device);
         [
             rms_norm(&x(), &ones([8], device, dtype), 1e-5).is_some(),
             rotate(&x(), &angles(), &angles()).is_some(),
+            attend(&heads(), &heads(), &heads(), 1.0, Some(&hidden), false).is_some(),
+            gated(&x(), &x()).is_some(),
+            cross_entropy(&ones([2, 5], device, dtype), &targets).is_some(),
             attend(&heads(), &heads(), &heads(), 1.0, None, false).is_some()
                 && attend(&heads(), &heads(), &heads(), 1.0, Some(&hidden), true).is_some(),
-            gated(&x(), &x()).is_some(),
         ]
     }
 
     #[test]
-    fn flex_has_all_of_them_without_gradients_and_none_with() {
+    fn flex_has_all_of_them_and_those_of_training_with_gradients() {
         for dtype in [DType::F32, DType::F16, DType::BF16] {
-            assert_eq!(has(&Device::flex(), dtype), [true; 4], "{dtype:?}");
-            assert_eq!(has(&Device::flex().autodiff(), dtype), [false; 4], "{dtype:?}");
+            assert_eq!(has(&Device::flex(), dtype), [true; 6], "{dtype:?}");
+            let training = [true, true, true, true, true, false];
+            assert_eq!(has(&Device::flex().autodiff(), dtype), training, "{dtype:?}");
         }
-        assert_eq!(has(&Device::flex(), DType::F64), [false; 4]);
+        for device in [Device::flex(), Device::flex().autodiff()] {
+            assert_eq!(has(&device, DType::F64), [false; 6]);
+        }
     }
 }

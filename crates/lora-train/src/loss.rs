@@ -1,7 +1,7 @@
 //! The loss: how surprised the model is by the tokens that it should have written.
 
-use burn::tensor::activation::log_softmax;
 use burn::tensor::{Tensor, TensorData};
+use lora_models::cross_entropy;
 
 use crate::data::{Batch, Sample};
 use crate::error::Result;
@@ -16,10 +16,10 @@ pub fn batch_loss<M: CausalLm>(model: &M, batch: &Batch) -> Tensor<1> {
     let count = batch.targets.len();
     let ids = TensorData::new(batch.ids.clone(), [batch.rows, batch.length]);
     let positions = TensorData::new(batch.positions.clone(), [count]);
-    let targets = TensorData::new(batch.targets.clone(), [count, 1]);
+    let targets = TensorData::new(batch.targets.clone(), [count]);
     let logits = model
         .next_token_logits(Tensor::from_data(ids, &device), Tensor::from_data(positions, &device));
-    log_softmax(logits, 1).gather(1, Tensor::from_data(targets, &device)).mean().neg()
+    cross_entropy(logits, Tensor::from_data(targets, &device)).mean()
 }
 
 /// The mean loss over all trained tokens of `samples`, in nats per token; every token counts the

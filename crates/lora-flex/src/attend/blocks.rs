@@ -15,13 +15,13 @@ use crate::product::{Matrix, gemm_accumulate_on};
 use crate::weight::{Weight, tensor_of, values_of};
 
 /// Queries whose scores are formed at a time, at least: each time, all keys that are seen are gone over.
-const FEWEST: usize = 16;
+pub(super) const FEWEST: usize = 16;
 
 /// And at most.
-const MOST: usize = 64;
+pub(super) const MOST: usize = 64;
 
 /// Scores that are formed at a time, about, so that they stay in the cache: 256 KiB.
-const SCORES: usize = 1 << 16;
+pub(super) const SCORES: usize = 1 << 16;
 
 /// softmax(scale q k^T) v, block by block of queries, with scores for the keys only from the first to the last that
 /// one of them sees.
@@ -73,14 +73,14 @@ pub(super) fn attend_in_blocks<T: Weight>(
 }
 
 /// The keys or the values of all heads, in f32.
-struct Lines {
+pub(super) struct Lines {
     tensor: FlexTensor,
     strides: [usize; 4],
 }
 
 impl Lines {
     /// Of `[batch, heads, positions, width]`.
-    fn of(tensor: &FlexTensor) -> Option<Self> {
+    pub(super) fn of(tensor: &FlexTensor) -> Option<Self> {
         let mut tensor = widened(tensor.clone());
         if strides(&tensor)?[3] != 1 {
             tensor = tensor.to_contiguous();
@@ -89,7 +89,7 @@ impl Lines {
     }
 
     /// `[positions, width]`.
-    fn of_head(&self, batch: usize, head: usize) -> Option<Matrix<'_>> {
+    pub(super) fn of_head(&self, batch: usize, head: usize) -> Option<Matrix<'_>> {
         let ([batches, heads, row, column], layout) = (self.strides, self.tensor.layout());
         let [.., positions, width] = layout.shape().dims::<4>();
         let start = layout.start_offset() + batch * batches + head * heads;
@@ -109,7 +109,7 @@ pub(super) struct Hidden<'a> {
 }
 
 /// The flags of one query, where there are any, and what it sees lies in.
-type Line<'a> = (Option<&'a [u8]>, Range<usize>);
+pub(super) type Line<'a> = (Option<&'a [u8]>, Range<usize>);
 
 impl<'a> Hidden<'a> {
     /// `None` for flags that are no booleans of one byte without gaps, or not `[1 or batch, 1, length, positions]` with
@@ -152,7 +152,7 @@ impl<'a> Hidden<'a> {
     }
 
     /// For the query in this row of a head.
-    fn line(&self, batch: usize, row: usize) -> Line<'a> {
+    pub(super) fn line(&self, batch: usize, row: usize) -> Line<'a> {
         let query = batch * self.length % self.seen.len() + row % self.length;
         let flags = self.flags.map(|flags| &flags[query * self.positions..][..self.positions]);
         (flags, self.seen[query].clone())
@@ -181,8 +181,7 @@ impl Block<'_> {
         let lines = self.lines.iter();
         let hidden = lines.map(|(flags, _)| flags.map(|flags| &flags[first..][..seen])).collect();
         let Self { scale, rounding, .. } = *self;
-        let phantom = PhantomData::<T>;
-        Arch::new().dispatch(Weigh { scores: &mut scores, hidden, scale, rounding, phantom });
+        Arch::new().dispatch(Weigh::<T>::new(&mut scores, hidden, scale, rounding));
         let weights = Matrix::new(&scores, [count, seen], [seen, 1])?;
         gemm_accumulate_on(Parallelism::None, &mut output, width, weights, values);
         Some(output)
@@ -190,12 +189,23 @@ impl Block<'_> {
 }
 
 /// Makes weights of the products of queries and keys, in place.
-struct Weigh<'a, T> {
+pub(super) struct Weigh<'a, T> {
     scores: &'a mut [f32],         // [count, positions]
     hidden: Vec<Option<&'a [u8]>>, // of each query
     scale: f32,
     rounding: Rounding,
     phantom: PhantomData<T>,
+}
+
+impl<'a, T> Weigh<'a, T> {
+    pub(super) fn new(
+        scores: &'a mut [f32],
+        hidden: Vec<Option<&'a [u8]>>,
+        scale: f32,
+        rounding: Rounding,
+    ) -> Self {
+        Self { scores, hidden, scale, rounding, phantom: PhantomData }
+    }
 }
 
 impl<T: Weight> WithSimd for Weigh<'_, T> {

@@ -1,5 +1,6 @@
 //! Attention over keys and values as a cache holds them, of few queries as in decoding and of many as in a prompt.
 
+mod backward;
 mod blocks;
 
 use std::marker::PhantomData;
@@ -10,6 +11,7 @@ use crate::exponential::exp_of_negative;
 use crate::few_rows::{AddRows, Dots, in_values, in_words};
 use crate::weight::{Weight, by_dtype, tensor_of, values_of};
 use crate::{FlexTensor, crew};
+pub use backward::attend_backward;
 use blocks::{Hidden, attend_in_blocks};
 
 /// softmax(scale q k^T) v, without the keys that are hidden from a query.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::Answer;
-use crate::peers::{Group, Line, Program, apart};
+use crate::peers::{Group, Line, Program, apart, has_bf16};
 use crate::workload::Job;
 
 pub fn median(values: &[f64]) -> f64 {
@@ -125,6 +125,12 @@ pub fn page(groups: &[Group], picture: &Path, rounds: usize) -> Answer<String> {
          PEFT's \"medium\" is `torch.set_float32_matmul_precision(\"medium\")`; its attention is `sdpa`. Peaks are resident \
          memory; the last of them with `MALLOC_MMAP_THRESHOLD_=131072`, since glibc otherwise keeps freed blocks.\n\n"
     ));
+    if !has_bf16() {
+        text.push_str(
+            "This processor has no instructions for bf16, without which torch needs tens of times as long for a training \
+             step in bf16 as for one in f32: PEFT's is left out.\n\n",
+        );
+    }
     for group in groups {
         text.push_str(&table(group));
         text.push('\n');

@@ -167,6 +167,7 @@ impl fmt::Display for DeviceProblem {
 /// # #[cfg(feature = "flex")]
 /// # {
 /// let device = lora_core::device_by_name("flex")?.autodiff();
+/// # assert!(device.is_autodiff());
 /// # }
 /// # Ok::<(), lora_core::Error>(())
 /// ```

@@ -319,8 +319,8 @@ mod tests {
                 }
                 let found = rms_norm_backward(&x, &gamma, EPSILON, &g).expect("it has a kernel");
                 check(&found.0, &to_x, 4.0 * bound);
-                // Sums of up to 120 numbers, formed in f32 and rounded once.
-                check(&found.1, &to_gamma, 4.0 * bound);
+                // Sums of up to 120 numbers of about 1, formed in f32 and rounded once.
+                check(&found.1, &to_gamma, 12.0 * bound);
             }
         }
     }

@@ -39,11 +39,17 @@ impl Experts {
         let x = x.reshape([tokens, width]);
         let scores = scores.reshape([tokens, self.experts.len()]);
         let probabilities = softmax(scores, 1); // [tokens, experts]
-        // Which tokens go where has to be known here, to run each expert once over all of its own.
-        let ranked = probabilities.clone().without_autodiff().topk_with_indices(self.per_token, 1);
-        let chosen = ranked.1.into_data().convert::<i32>();
-        let weights = probabilities.gather(1, Tensor::from_data(chosen.clone(), &device));
-        let chosen: Vec<usize> = chosen.iter::<i32>().map(|expert| expert as usize).collect();
+        // Which tokens go where has to be known here, to run each expert once over all of its own; so they are ranked
+        // here too. (Burn's topk with k = 1 on wgpu names other experts than the first.)
+        let known = probabilities.clone().without_autodiff().into_data();
+        let chosen = most_likely(
+            &known.iter::<f32>().collect::<Vec<_>>(),
+            self.experts.len(),
+            self.per_token,
+        );
+        let indices: Vec<i32> = chosen.iter().map(|expert| *expert as i32).collect();
+        let indices = TensorData::new(indices, [tokens, self.per_token]);
+        let weights = probabilities.gather(1, Tensor::from_data(indices, &device));
         let weights = match self.normalised {
             true => weights.clone() / weights.sum_dim(1),
             false => weights,
@@ -87,6 +93,19 @@ impl Experts {
         let expert = join_path(path, &format!("experts.{number}"));
         self.names.projections.map(|name| join_path(&expert, name))
     }
+}
+
+/// The `count` most likely of each row's `experts`, the most likely first, and of equals the first.
+fn most_likely(probabilities: &[f32], experts: usize, count: usize) -> Vec<usize> {
+    let mut ranked = Vec::with_capacity(experts);
+    let rows = probabilities.chunks_exact(experts);
+    rows.flat_map(|row| {
+        ranked.clear();
+        ranked.extend(0..experts);
+        ranked.sort_by(|one, other| row[*other].total_cmp(&row[*one]));
+        ranked[..count].to_vec()
+    })
+    .collect()
 }
 
 fn is_mixed(expert: &Mlp) -> bool {
@@ -140,6 +159,14 @@ impl VisitLora for Experts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_most_likely_experts_come_first_and_of_equals_the_first() {
+        let rows = [0.1, 0.4, 0.3, 0.2, 0.25, 0.25, 0.25, 0.25];
+        assert_eq!(most_likely(&rows, 4, 1), [1, 0]);
+        assert_eq!(most_likely(&rows, 4, 3), [1, 2, 3, 0, 1, 2]);
+        assert!(most_likely(&[], 4, 3).is_empty());
+    }
 
     #[test]
     fn samples_get_equally_many_rows() {

@@ -183,9 +183,9 @@ fn a_cache_changes_nothing_whatever_the_pieces() {
     }
 }
 
-/// With gradients a decoder runs on Burn's operations, without them on Flex's kernels too.
+/// On Flex a single token takes Burn's operations where gradients are recorded, and kernels of its own where not.
 #[test]
-fn kernels_give_what_burns_operations_give() {
+fn with_gradients_a_decoder_is_the_same_function() {
     for (dtype, bound) in [(WeightDtype::F32, 2e-6), (WeightDtype::BF16, 6e-2)] {
         for folder in families() {
             let run = |device: &Device| {

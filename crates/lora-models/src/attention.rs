@@ -70,22 +70,9 @@ impl Attention {
         let rows = heads / kv_heads * length;
         let q = q.reshape([batch, kv_heads, rows, head_dim]);
         let scale = 1.0 / (head_dim as f64).sqrt();
-        let at_once = kernels::attend(&q, &k, &v, scale, places.hidden, self.rounds_scores);
-        let mixed = at_once.unwrap_or_else(|| {
-            let dtype = v.dtype();
-            let [q, k, v] = match self.rounds_scores {
-                true => [q, k, v],
-                false => [q, k, v].map(in_full),
-            };
-            let scores = q.matmul(k.swap_dims(2, 3)).reshape([batch, heads, length, total]);
-            let scores = scaled_in_f32(scores, scale);
-            let scores = match places.hidden {
-                Some(hidden) => scores.mask_fill(hidden.clone(), f32::NEG_INFINITY),
-                None => scores,
-            };
-            let weights = softmax_in_f32(scores).reshape([batch, kv_heads, rows, total]);
-            weights.matmul(v).cast(dtype)
-        });
+        let rounds = self.rounds_scores;
+        let mixed = kernels::attend(&q, &k, &v, scale, places.hidden, rounds)
+            .unwrap_or_else(|| by_operations(q, k, v, scale, places.hidden, rounds));
         let mixed = mixed.reshape([batch, heads, length, head_dim]);
         self.o_proj.forward(mixed.swap_dims(1, 2).reshape([batch, length, heads * head_dim]))
     }
@@ -106,6 +93,32 @@ impl Attention {
         let [batch, length, width] = x.dims();
         x.reshape([batch, length, width / self.head_dim, self.head_dim])
     }
+}
+
+/// softmax(scale q k^T) v by Burn's operations: q `[batch, kv_heads, rows, head_dim]`, k and v `[batch, kv_heads, total,
+/// head_dim]`; row r does not see the keys that `hidden` `[1 or batch, 1, length, total]` has for query r modulo length.
+pub(crate) fn by_operations(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    scale: f64,
+    hidden: Option<&Tensor<4, Bool>>,
+    rounds: bool,
+) -> Tensor<4> {
+    let dtype = v.dtype();
+    let [q, k, v] = if rounds { [q, k, v] } else { [q, k, v].map(in_full) };
+    let [batch, kv_heads, rows, _] = q.dims();
+    let total = k.dims()[2];
+    let length = hidden.map_or(rows, |hidden| hidden.dims()[2]);
+    let scores = q.matmul(k.swap_dims(2, 3));
+    let scores =
+        scaled_in_f32(scores.reshape([batch, kv_heads * rows / length, length, total]), scale);
+    let scores = match hidden {
+        Some(hidden) => scores.mask_fill(hidden.clone(), f32::NEG_INFINITY),
+        None => scores,
+    };
+    let weights = softmax_in_f32(scores).reshape([batch, kv_heads, rows, total]);
+    weights.matmul(v).cast(dtype)
 }
 
 /// In f32 where it is in half precision.

@@ -30,11 +30,15 @@ use crate::kernels;
 pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
     let ([rows, _], [count]) = (logits.dims(), targets.dims());
     assert_eq!(rows, count, "cross_entropy: expected a target for each row of logits");
-    kernels::cross_entropy(&logits, &targets).unwrap_or_else(|| {
-        let logits = match logits.dtype() {
-            DType::F32 | DType::F64 => logits,
-            _ => logits.cast(DType::F32),
-        };
-        log_softmax(logits, 1).gather(1, targets.unsqueeze_dim(1)).neg().reshape([rows])
-    })
+    kernels::cross_entropy(&logits, &targets).unwrap_or_else(|| by_operations(logits, targets))
+}
+
+/// The same by Burn's operations.
+pub(crate) fn by_operations(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+    let rows = logits.dims()[0];
+    let logits = match logits.dtype() {
+        DType::F32 | DType::F64 => logits,
+        _ => logits.cast(DType::F32),
+    };
+    log_softmax(logits, 1).gather(1, targets.unsqueeze_dim(1)).neg().reshape([rows])
 }

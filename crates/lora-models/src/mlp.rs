@@ -22,9 +22,14 @@ pub struct Mlp {
 impl Mlp {
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let (gate, up) = (self.gate_proj.forward(x.clone()), self.up_proj.forward(x));
-        let gated = kernels::gated(&gate, &up).unwrap_or_else(|| silu_in_f32(gate) * up);
+        let gated = kernels::gated(&gate, &up).unwrap_or_else(|| by_operations(gate, up));
         self.down_proj.forward(gated)
     }
+}
+
+/// silu(gate) · up by Burn's operations.
+pub(crate) fn by_operations(gate: Tensor<3>, up: Tensor<3>) -> Tensor<3> {
+    silu_in_f32(gate) * up
 }
 
 /// x · sigmoid(x), rounded once where x is in half precision.

@@ -12,9 +12,11 @@ use crate::kernels;
 ///
 /// Source: "Root Mean Square Layer Normalization", [arXiv:1910.07467](https://arxiv.org/abs/1910.07467).
 pub(crate) fn rms_norm<const D: usize>(norm: &RmsNorm, x: Tensor<D>) -> Tensor<D> {
-    if let Some(normed) = kernels::rms_norm(&x, &norm.gamma.val(), norm.epsilon) {
-        return normed;
-    }
+    kernels::rms_norm(&x, &norm.gamma.val(), norm.epsilon).unwrap_or_else(|| by_operations(norm, x))
+}
+
+/// The same by Burn's operations.
+pub(crate) fn by_operations<const D: usize>(norm: &RmsNorm, x: Tensor<D>) -> Tensor<D> {
     let dtype = x.dtype();
     if matches!(dtype, DType::F32 | DType::F64) {
         return norm.forward(x);

@@ -360,3 +360,157 @@ pub(crate) fn cross_entropy(logits: &Tensor<2>, targets: &Tensor<1, Int>) -> Opt
         Tensor::from_dispatch(<Dispatch as TrainingOps>::train_cross_entropy(logits, targets))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::module::Param;
+    use burn::nn::{RmsNorm, RmsNormConfig};
+    use burn::tensor::TensorData;
+
+    use super::*;
+    use crate::{attention, loss, mlp, norm};
+
+    /// f32 to the order of sums; in half precision each value is rounded once here, and several times there.
+    const TYPES: [(DType, f64); 3] = [(DType::F32, 5e-6), (DType::F16, 4e-3), (DType::BF16, 3e-2)];
+
+    fn device() -> Device {
+        Device::flex().autodiff()
+    }
+
+    /// Numbers from -1 to 1 that are the same in every type, as a leaf.
+    fn leaf<const D: usize>(shape: [usize; D], seed: usize, dtype: DType) -> Tensor<D> {
+        let number = |i: usize| ((i * 7919 + seed * 104_729) % 257) as f32 / 128.0 - 1.0;
+        let values: Vec<f32> = (0..shape.iter().product()).map(number).collect();
+        Tensor::<D>::from_data(TensorData::new(values, shape), (&device(), DType::F32))
+            .cast(dtype)
+            .detach()
+            .require_grad()
+    }
+
+    fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f64> {
+        tensor.into_data().iter::<f64>().collect()
+    }
+
+    /// That the kernel gives the output and the gradients that Burn's operations give.
+    fn check<const N: usize, const D: usize, const E: usize>(
+        what: &str,
+        leaves: [Tensor<D>; N],
+        bound: f64,
+        kernel: impl Fn([Tensor<D>; N]) -> Tensor<E>,
+        operations: impl Fn([Tensor<D>; N]) -> Tensor<E>,
+    ) {
+        let run = |f: &dyn Fn([Tensor<D>; N]) -> Tensor<E>| {
+            let leaves = leaves.clone().map(|leaf| leaf.detach().require_grad());
+            let y = f(leaves.clone());
+            // Each value with a weight of its own, so that no gradient is a sum of others.
+            let weights = leaf(y.dims(), 9, DType::F32).detach();
+            let gradients = (y.clone().cast(DType::F32) * weights).sum().backward();
+            let mut found = vec![(y.dtype(), host(y))];
+            for leaf in leaves {
+                let gradient = leaf.grad(&gradients).expect("a gradient");
+                found.push((gradient.dtype(), host(gradient)));
+            }
+            found
+        };
+        let (found, expected) = (run(&kernel), run(&operations));
+        for (part, ((dtype, found), (_, expected))) in found.iter().zip(&expected).enumerate() {
+            assert_eq!(found.len(), expected.len());
+            let largest = expected.iter().fold(1e-3, |most: f64, value| most.max(value.abs()));
+            for (found, expected) in found.iter().zip(expected) {
+                let apart = (found - expected).abs() / largest;
+                assert!(apart <= bound, "{what} {dtype:?}, part {part}: {found} for {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_are_those_of_burns_operations() {
+        for (dtype, bound) in TYPES {
+            let gates = [1, 2].map(|seed| leaf([2, 3, 40], seed, dtype));
+            let kernel = |[gate, up]: [Tensor<3>; 2]| gated(&gate, &up).unwrap();
+            check("gate", gates, bound, kernel, |[gate, up]| mlp::by_operations(gate, up));
+
+            let gamma = leaf([40], 3, dtype);
+            let with = |gamma: Tensor<1>| RmsNorm {
+                gamma: Param::from_tensor(gamma),
+                ..RmsNormConfig::new(40).with_epsilon(1e-3).init(&device())
+            };
+            let kernel = |[x]: [Tensor<3>; 1]| rms_norm(&x, &gamma, 1e-3).unwrap();
+            let operations = |[x]: [Tensor<3>; 1]| norm::by_operations(&with(gamma.clone()), x);
+            check("norm", [leaf([2, 3, 40], 4, dtype)], bound, kernel, operations);
+            let x = leaf([2, 3, 40], 4, dtype);
+            let kernel = |[gamma]: [Tensor<1>; 1]| rms_norm(&x, &gamma, 1e-3).unwrap();
+            let operations = |[gamma]: [Tensor<1>; 1]| {
+                // The gradient of the parameter is that of the leaf, which it is not by itself.
+                let ones = with(Tensor::ones([40], (&device(), dtype)));
+                norm::by_operations(&ones, x.clone()) * gamma.unsqueeze()
+            };
+            check("gamma", [gamma.clone()], bound, kernel, operations);
+        }
+    }
+
+    /// Three query heads share keys, and a text's queries do not see its future, nor one what is before its start.
+    #[test]
+    fn gradients_of_attention_are_those_of_burns_operations() {
+        let (length, total) = (21, 25);
+        for texts in [1, 2] {
+            let hidden = |i: usize| {
+                let (text, query, key) = (i / total / length, i / total % length, i % total);
+                key > query + 4 || (key < 3 * text && key != query)
+            };
+            let hidden: Vec<bool> = (0..texts * length * total).map(hidden).collect();
+            let hidden = TensorData::new(hidden, [texts, 1, length, total]);
+            let hidden = Tensor::<4, Bool>::from_data(hidden, &device());
+            for (dtype, bound) in TYPES {
+                let seen = leaf([2, 2, total, 8], 2, dtype);
+                let q = leaf([2, 2, 3 * length, 8], 1, dtype);
+                let v = leaf([2, 2, total, 8], 3, dtype);
+                // One leaf for each, cut out of a longer one, so that all have one shape.
+                let pad = |tensor: Tensor<4>| {
+                    let rows = tensor.dims()[2];
+                    let rest = Tensor::zeros([2, 2, 3 * length - rows, 8], (&device(), dtype));
+                    Tensor::cat(vec![tensor.detach(), rest], 2)
+                };
+                let cut = |tensor: Tensor<4>| tensor.narrow(2, 0, total);
+                let kernel = |[q, k, v]: [Tensor<4>; 3]| {
+                    attend(&q, &cut(k), &cut(v), 0.4, Some(&hidden), false).unwrap()
+                };
+                let operations = |[q, k, v]: [Tensor<4>; 3]| {
+                    attention::by_operations(q, cut(k), cut(v), 0.4, Some(&hidden), false)
+                };
+                let leaves = [q.detach(), pad(seen), pad(v)];
+                check("attention", leaves, bound, kernel, operations);
+            }
+        }
+    }
+
+    #[test]
+    fn the_gradient_of_the_rotation_is_that_of_burns_operations() {
+        for (dtype, bound) in TYPES {
+            for rows in [1, 2] {
+                let [cos, sin] = [5, 6].map(|seed| leaf([rows, 1, 3, 8], seed, dtype).detach());
+                let rope = crate::rope::Rope { cos, sin };
+                let kernel = |[x]: [Tensor<3>; 1]| rotate(&x, &rope.cos, &rope.sin).unwrap();
+                let operations =
+                    |[x]: [Tensor<3>; 1]| rope.apply(x.reshape([2, 3, 4, 8]).swap_dims(1, 2));
+                check("rotation", [leaf([2, 3, 32], 1, dtype)], bound, kernel, operations);
+            }
+        }
+    }
+
+    #[test]
+    fn the_gradient_of_the_loss_is_that_of_burns_operations() {
+        let targets = || Tensor::<1, Int>::from_data([3, 0, 16, 3], &device());
+        for (dtype, bound) in TYPES {
+            let kernel = |[logits]: [Tensor<2>; 1]| cross_entropy(&logits, &targets()).unwrap();
+            let operations = |[logits]: [Tensor<2>; 1]| loss::by_operations(logits, targets());
+            check("loss", [leaf([4, 17], 1, dtype)], bound, kernel, operations);
+        }
+        // What others hold is not written over.
+        let logits = leaf([4, 17], 1, DType::F32);
+        let before = host(logits.clone());
+        let gradients = cross_entropy(&logits, &targets()).unwrap().sum().backward();
+        assert_eq!(host(logits.clone()), before);
+        assert_ne!(host(logits.grad(&gradients).unwrap()), before);
+    }
+}

@@ -95,8 +95,26 @@ fn the_files_are_those_of_the_merged_model_to_the_bit() {
     assert_eq!(left.len(), 3, "{left:?}");
 }
 
+/// On a device that does not compute in a checkpoint's type, nothing is merged.
+fn refuses_half_precision() {
+    let folder = checkpoint("tiny_llama", |tensors| {
+        for (dtype, _, bytes) in tensors.values_mut() {
+            (*dtype, *bytes) = (Dtype::BF16, bytes[..bytes.len() / 2].to_vec());
+        }
+    });
+    let output = folder.path().join("merged");
+    let device = lora_core::device_from_env().unwrap();
+    let answer = merge_checkpoint(folder.path(), golden("peft_plain"), &output, &device);
+    let error = answer.unwrap_err().to_string();
+    assert!(error.contains("found bf16") && !output.exists(), "{error}");
+}
+
 #[test]
 fn a_half_precision_checkpoint_is_rounded_once_and_shards_stay_shards() {
+    if !lora_core::supports_dtype(&lora_core::device_from_env().unwrap(), burn::tensor::DType::BF16)
+    {
+        return refuses_half_precision();
+    }
     let folder = checkpoint("tiny_llama", |tensors| {
         for (dtype, _, bytes) in tensors.values_mut() {
             let (four, _) = bytes.as_chunks::<4>();

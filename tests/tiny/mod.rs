@@ -5,12 +5,28 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, Tensor, TensorData};
-use lora_models::{Decoder, SafetensorsFile, read_config};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use lora_models::{Decoder, SafetensorsFile, WeightDtype, read_config};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value};
 use tempfile::TempDir;
+
+/// Whether the device of the tests has weights of this type; one that it has not must be refused by name.
+pub fn has(dtype: WeightDtype) -> bool {
+    let dtype = match dtype {
+        WeightDtype::F32 => DType::F32,
+        WeightDtype::F16 => DType::F16,
+        WeightDtype::BF16 => DType::BF16,
+    };
+    let device = lora_core::device_from_env().unwrap();
+    if lora_core::supports_dtype(&device, dtype) {
+        return true;
+    }
+    let error = lora_core::check_dtype(&device, dtype).unwrap_err().to_string();
+    assert!(error.contains(&format!("found {}", dtype.name())), "{error}");
+    false
+}
 
 pub fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)

@@ -4,7 +4,10 @@
 //! runs through layers one after the other.
 #![cfg(feature = "flex")]
 
+mod types;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::LazyLock;
 
 use burn::module::{Module, Param};
 use burn::nn::conv::{Conv1d, Conv1dConfig};
@@ -18,6 +21,7 @@ use lora_core::{
     Scaling, VisitLora, combine, disable, inject, merge, unmerge,
 };
 use proptest::prelude::*;
+use types::has;
 
 #[derive(Module, Debug, VisitLora)]
 struct Net {
@@ -44,7 +48,8 @@ struct Sizes {
 }
 
 fn sizes() -> impl Strategy<Value = Sizes> {
-    let dtype = prop_oneof![Just(DType::F32), Just(DType::F64)];
+    let dtypes = [DType::F32, DType::F64].into_iter().filter(|dtype| has(*dtype));
+    let dtype = proptest::sample::select(dtypes.collect::<Vec<_>>());
     (1usize..8, 1usize..8, 1usize..8, 1usize..3, 1usize..3, dtype, any::<u64>()).prop_map(
         |(vocabulary, width, hidden, channels, groups, dtype, seed)| Sizes {
             vocabulary,
@@ -58,15 +63,15 @@ fn sizes() -> impl Strategy<Value = Sizes> {
     )
 }
 
-const FIXED: Sizes = Sizes {
+static FIXED: LazyLock<Sizes> = LazyLock::new(|| Sizes {
     vocabulary: 7,
     width: 5,
     hidden: 6,
     channels: 2,
     groups: 1,
-    dtype: DType::F64,
+    dtype: if has(DType::F64) { DType::F64 } else { DType::F32 },
     seed: 1,
-};
+});
 
 /// Deterministic values in -1..1.
 struct Values(u64);
@@ -453,14 +458,14 @@ fn step(net: Net, sizes: Sizes) -> Net {
 
 #[test]
 fn what_an_optimiser_changed_is_stored_first() {
-    let mut sets = registry(FIXED, &[ALL, ALL]);
+    let mut sets = registry(*FIXED, &[ALL, ALL]);
     let mut net = FIXED.net();
     let start = bits(sets.get("0").unwrap());
     sets.activate(&mut net, "0").unwrap();
     // The model was not frozen before.
     assert_eq!(ParameterCount::of(&net).trainable, sets.get("0").unwrap().num_parameters());
-    let trained = step(net, FIXED);
-    let outputs = trained.outputs(FIXED);
+    let trained = step(net, *FIXED);
+    let outputs = trained.outputs(*FIXED);
     let values = bits(&AdapterSet::of(&trained));
     assert_ne!(values, start);
 
@@ -479,12 +484,12 @@ fn what_an_optimiser_changed_is_stored_first() {
         for (name, set) in [("0", AdapterSet::of(&net)), ("1", FIXED.set(2, ALL))] {
             sets.insert(name, set).unwrap();
         }
-        net = step(net, FIXED);
+        net = step(net, *FIXED);
         let values = bits(&AdapterSet::of(&net));
         leave(&mut sets, &mut net);
         assert_eq!(bits(sets.get("0").unwrap()), values);
         sets.activate(&mut net, "0").unwrap();
-        let moved = bits(&AdapterSet::of(&step(net, FIXED)));
+        let moved = bits(&AdapterSet::of(&step(net, *FIXED)));
         assert_ne!(moved, values, "it trains on");
     }
 
@@ -501,19 +506,19 @@ fn what_an_optimiser_changed_is_stored_first() {
     }
     let mut net = trained;
     sets.activate(&mut net, "0").unwrap();
-    assert_eq!(net.outputs(FIXED), outputs);
-    let moved = step(net, FIXED);
-    assert_ne!(moved.outputs(FIXED), outputs);
+    assert_eq!(net.outputs(*FIXED), outputs);
+    let moved = step(net, *FIXED);
+    assert_ne!(moved.outputs(*FIXED), outputs);
 }
 
 #[test]
 fn an_active_set_can_be_renamed_and_removed() {
     let mut net = FIXED.net();
-    let base = net.outputs(FIXED);
-    let mut sets = registry(FIXED, &[ALL, [true, false, true, false], [false, true, true, true]]);
+    let base = net.outputs(*FIXED);
+    let mut sets = registry(*FIXED, &[ALL, [true, false, true, false], [false, true, true, true]]);
     let only = |net: &mut Net, sets: &mut AdapterSets, names: &[&str]| {
         sets.activate_all(net, names).unwrap();
-        net.outputs(FIXED)
+        net.outputs(*FIXED)
     };
     let without = only(&mut net, &mut sets, &["0", "2"]);
     only(&mut net, &mut sets, &["0", "1", "2"]);
@@ -521,39 +526,39 @@ fn an_active_set_can_be_renamed_and_removed() {
     assert_eq!(sets.active(&net).unwrap(), ["0", "1", "two"]);
     sets.remove(&mut net, "1").unwrap();
     assert_eq!(sets.active(&net).unwrap(), ["0", "two"]);
-    assert_eq!(net.outputs(FIXED), without);
+    assert_eq!(net.outputs(*FIXED), without);
 
     sets.activate(&mut net, "two").unwrap();
-    let of_two = net.outputs(FIXED);
+    let of_two = net.outputs(*FIXED);
     sets.rename("two", "2").unwrap();
     assert_eq!(sets.active(&net).unwrap(), ["2"]);
     assert!(!sets.remove(&mut net, "0").unwrap().is_empty());
-    assert_eq!((net.outputs(FIXED), sets.active(&net).unwrap()), (of_two.clone(), vec!["2"]));
+    assert_eq!((net.outputs(*FIXED), sets.active(&net).unwrap()), (of_two.clone(), vec!["2"]));
 
-    net = step(net, FIXED);
-    let trained = net.outputs(FIXED);
+    net = step(net, *FIXED);
+    let trained = net.outputs(*FIXED);
     assert_ne!(trained, of_two);
     let set = sets.remove(&mut net, "2").unwrap();
-    assert_eq!(net.outputs(FIXED), base);
+    assert_eq!(net.outputs(*FIXED), base);
     assert_eq!(sets.names().count(), 0);
     let (net, _) = set.attach(net).unwrap();
-    assert_eq!(net.outputs(FIXED), trained);
+    assert_eq!(net.outputs(*FIXED), trained);
 }
 
 #[test]
 fn a_clone_of_a_set_becomes_a_set_of_its_own() {
     let mut net = FIXED.net();
-    let mut sets = registry(FIXED, &[ALL]);
+    let mut sets = registry(*FIXED, &[ALL]);
     sets.activate(&mut net, "0").unwrap();
     sets.insert("before", AdapterSet::of(&net)).unwrap();
-    let before = net.outputs(FIXED);
-    let mut net = step(net, FIXED);
-    let trained = net.outputs(FIXED);
+    let before = net.outputs(*FIXED);
+    let mut net = step(net, *FIXED);
+    let trained = net.outputs(*FIXED);
     assert_eq!(sets.active(&net).unwrap(), ["0"]);
     sets.activate(&mut net, "before").unwrap();
-    assert_eq!(net.outputs(FIXED), before);
+    assert_eq!(net.outputs(*FIXED), before);
     sets.activate(&mut net, "0").unwrap();
-    assert_eq!(net.outputs(FIXED), trained);
+    assert_eq!(net.outputs(*FIXED), trained);
 }
 
 #[test]
@@ -566,7 +571,7 @@ fn names_and_models_that_do_not_fit_change_nothing() {
         sets.insert(name, FIXED.set(seed as u64, ALL)).unwrap();
     }
     sets.activate(&mut net, "critic").unwrap();
-    let outputs = net.outputs(FIXED);
+    let outputs = net.outputs(*FIXED);
     let of = |error: lora_core::Error| format!("{:?}: {error}", error.kind());
     let unknown = of(sets.activate(&mut net, "peot").unwrap_err());
     assert!(unknown.contains("UnknownSet") && unknown.contains("'poet', "), "{unknown}");
@@ -580,7 +585,7 @@ fn names_and_models_that_do_not_fit_change_nothing() {
     assert!(sets.mixed(&mut net, &[]).is_err());
     sets.rename("poet", "poet").unwrap();
 
-    let other = Sizes { width: 3, ..FIXED };
+    let other = Sizes { width: 3, ..*FIXED };
     sets.insert("small", other.set(1, [false, true, false, false])).unwrap();
     let misfit = of(sets.activate(&mut net, "small").unwrap_err());
     assert!(misfit.contains("for up"), "{misfit}");
@@ -598,7 +603,7 @@ fn names_and_models_that_do_not_fit_change_nothing() {
     }
     unmerge(&mut net).unwrap();
     assert_eq!(sets.active(&net).unwrap(), ["critic"]);
-    assert_eq!(net.outputs(FIXED), outputs);
+    assert_eq!(net.outputs(*FIXED), outputs);
 
     sets.deactivate(&mut net).unwrap();
     let (mut net, _) = FIXED.set(9, [false, true, true, false]).attach(net).unwrap();
@@ -621,8 +626,8 @@ fn names_and_models_that_do_not_fit_change_nothing() {
 #[test]
 fn disabling_restores_irregular_states_after_a_panic_too() {
     let mut net = FIXED.net();
-    let base = net.outputs(FIXED);
-    let mut sets = registry(FIXED, &[[true, true, true, false], ALL]);
+    let base = net.outputs(*FIXED);
+    let mut sets = registry(*FIXED, &[[true, true, true, false], ALL]);
     sets.activate(&mut net, "0").unwrap();
     net.up.set_enabled(false);
     let states = |net: &Net| {
@@ -630,32 +635,32 @@ fn disabling_restores_irregular_states_after_a_panic_too() {
         net.visit_lora("", &mut |_, layer| states.push(layer.is_enabled()));
         states
     };
-    let (state, outputs) = (states(&net), net.outputs(FIXED));
+    let (state, outputs) = (states(&net), net.outputs(*FIXED));
     assert_eq!(state, [true, false, true, false]);
 
     let disabled = disable(&mut net);
-    assert_eq!(disabled.outputs(FIXED), base);
+    assert_eq!(disabled.outputs(*FIXED), base);
     drop(disabled);
-    assert_eq!((states(&net), net.outputs(FIXED)), (state.clone(), outputs.clone()));
+    assert_eq!((states(&net), net.outputs(*FIXED)), (state.clone(), outputs.clone()));
 
     let panicking = catch_unwind(AssertUnwindSafe(|| {
         let disabled = disable(&mut net);
-        assert_eq!(disabled.outputs(FIXED), base);
+        assert_eq!(disabled.outputs(*FIXED), base);
         panic!("inside");
     }));
     assert!(panicking.is_err());
-    assert_eq!((states(&net), net.outputs(FIXED)), (state.clone(), outputs.clone()));
+    assert_eq!((states(&net), net.outputs(*FIXED)), (state.clone(), outputs.clone()));
 
     let mixed = sets.mixed(&mut net, &[Some("0"), None, Some("1"), None]).unwrap();
-    assert_ne!(mixed.outputs(FIXED), outputs);
+    assert_ne!(mixed.outputs(*FIXED), outputs);
     drop(mixed);
-    assert_eq!((states(&net), net.outputs(FIXED)), (state.clone(), outputs.clone()));
+    assert_eq!((states(&net), net.outputs(*FIXED)), (state.clone(), outputs.clone()));
     let panicking = catch_unwind(AssertUnwindSafe(|| {
         let _mixed = sets.mixed(&mut net, &[Some("1")]).unwrap();
         panic!("inside");
     }));
     assert!(panicking.is_err());
-    assert_eq!((states(&net), net.outputs(FIXED)), (state, outputs));
+    assert_eq!((states(&net), net.outputs(*FIXED)), (state, outputs));
 
     // What is activated acts.
     sets.activate(&mut net, "0").unwrap();
@@ -665,7 +670,7 @@ fn disabling_restores_irregular_states_after_a_panic_too() {
 #[test]
 fn another_leading_axis_than_the_batch_panics() {
     let mut net = FIXED.net();
-    let mut sets = registry(FIXED, &[ALL, ALL]);
+    let mut sets = registry(*FIXED, &[ALL, ALL]);
     let mixed = sets.mixed(&mut net, &[Some("0"), Some("1")]).unwrap();
     let (ids, x) = FIXED.input(); // of 4 samples
     let panics = |run: &dyn Fn()| {
@@ -716,23 +721,23 @@ fn config(seed: u64) -> LoraConfig {
 
 #[test]
 fn biases_of_the_up_matrices_add_up() {
-    let biased = configured(FIXED, &LoraConfig { lora_bias: true, ..config(1) });
-    let other = configured(FIXED, &LoraConfig { lora_bias: true, ..config(2) });
-    let plain = configured(FIXED, &config(3));
+    let biased = configured(*FIXED, &LoraConfig { lora_bias: true, ..config(1) });
+    let other = configured(*FIXED, &LoraConfig { lora_bias: true, ..config(2) });
+    let plain = configured(*FIXED, &config(3));
     let mut net = FIXED.net();
-    let base = net.outputs(FIXED);
+    let base = net.outputs(*FIXED);
     let mut sets = AdapterSets::new();
     let mut expected = base.clone();
     for (name, set) in [("a", biased.clone()), ("b", other.clone()), ("c", plain)] {
         sets.insert(name, set).unwrap();
         sets.activate(&mut net, name).unwrap();
-        for (layer, output) in net.outputs(FIXED).iter().enumerate() {
+        for (layer, output) in net.outputs(*FIXED).iter().enumerate() {
             let update = minus(output, &base[layer]);
             expected[layer].iter_mut().zip(update).for_each(|(sum, update)| *sum += update);
         }
     }
     sets.activate_all(&mut net, &["a", "b", "c"]).unwrap();
-    for (layer, output) in net.outputs(FIXED).iter().enumerate() {
+    for (layer, output) in net.outputs(*FIXED).iter().enumerate() {
         close(LAYERS[layer], output, &expected[layer], 1.0, 1e-13);
     }
     let (sum, _) = combine(&[(&biased, 2.0), (&other, -1.0)], Combination::Cat).unwrap();
@@ -765,7 +770,7 @@ fn mixed_batches_have_each_sample_s_dora_and_biases() {
         ("every", every_bias),
         ("pissa", pissa),
     ] {
-        sets.insert(name, configured(FIXED, &config)).unwrap();
+        sets.insert(name, configured(*FIXED, &config)).unwrap();
     }
     let mut net = FIXED.net();
     let batches = [
@@ -774,13 +779,13 @@ fn mixed_batches_have_each_sample_s_dora_and_biases() {
         [Some("every"), Some("dora"), Some("own"), Some("pissa")],
     ];
     for names in batches {
-        let found = sets.mixed(&mut net, &names).unwrap().outputs(FIXED);
+        let found = sets.mixed(&mut net, &names).unwrap().outputs(*FIXED);
         for (sample, name) in names.into_iter().enumerate() {
             match name {
                 Some(name) => sets.activate(&mut net, name).unwrap(),
                 None => sets.deactivate(&mut net).unwrap(),
             }
-            let expected = net.outputs_of(FIXED, sample..sample + 1);
+            let expected = net.outputs_of(*FIXED, sample..sample + 1);
             for (layer, expected) in expected.iter().enumerate() {
                 let found = &found[layer][sample * expected.len()..][..expected.len()];
                 close(LAYERS[layer], found, expected, 0.0, 1e-13);
@@ -791,8 +796,11 @@ fn mixed_batches_have_each_sample_s_dora_and_biases() {
 
 #[test]
 fn in_half_precision_a_mixed_batch_is_rounded_as_each_sample_alone() {
+    if !has(DType::BF16) {
+        return;
+    }
     let full =
-        Sizes { vocabulary: 64, width: 60, hidden: 96, channels: 40, dtype: DType::F32, ..FIXED };
+        Sizes { vocabulary: 64, width: 60, hidden: 96, channels: 40, dtype: DType::F32, ..*FIXED };
     let halves = Sizes { dtype: DType::BF16, ..full };
     let mut net = halves.net().valid();
     let mut sets = AdapterSets::new();
@@ -840,7 +848,7 @@ fn what_has_no_sum_is_refused_by_name() {
     let mut net = FIXED.net();
     let mut sets = AdapterSets::new();
     let mut insert = |name: &str, config: LoraConfig| {
-        sets.insert(name, configured(FIXED, &config)).unwrap();
+        sets.insert(name, configured(*FIXED, &config)).unwrap();
     };
     insert("plain", LoraConfig { target_modules: targets(&["up"]), ..config(1) });
     insert(
@@ -858,7 +866,7 @@ fn what_has_no_sum_is_refused_by_name() {
     insert("tokens", LoraConfig { trainable_tokens: tokens, ..biases });
 
     let sum = |names: &[&str], sets: &mut AdapterSets, net: &mut Net| {
-        sets.activate_all(net, names).map(|()| net.outputs(FIXED))
+        sets.activate_all(net, names).map(|()| net.outputs(*FIXED))
     };
     let refused = |found: lora_core::Result<Vec<Vec<f64>>>, words: &[&str]| {
         let error = found.unwrap_err();
@@ -879,7 +887,7 @@ fn what_has_no_sum_is_refused_by_name() {
     // Where a set is alone in a layer, all of it acts.
     for name in ["dora", "whole", "tokens", "biases"] {
         sets.activate(&mut net, name).unwrap();
-        let alone = net.outputs(FIXED);
+        let alone = net.outputs(*FIXED);
         let trains = ParameterCount::of(&net).trainable;
         for (layer, output) in sum(&[name], &mut sets, &mut net).unwrap().iter().enumerate() {
             close(name, output, &alone[layer], 0.0, 1e-14);
@@ -891,12 +899,12 @@ fn what_has_no_sum_is_refused_by_name() {
     }
     let base = {
         sets.deactivate(&mut net).unwrap();
-        net.outputs(FIXED)
+        net.outputs(*FIXED)
     };
     let mut expected = base.clone();
     for name in ["plain", "biases", "tokens"] {
         sets.activate(&mut net, name).unwrap();
-        for (layer, output) in net.outputs(FIXED).iter().enumerate() {
+        for (layer, output) in net.outputs(*FIXED).iter().enumerate() {
             let update = minus(output, &base[layer]);
             expected[layer].iter_mut().zip(update).for_each(|(sum, update)| *sum += update);
         }
@@ -919,7 +927,7 @@ fn what_has_no_sum_is_refused_by_name() {
     let (same, report) = combine(&[(whole, 1.0), (plain, 0.5)], Combination::Cat).unwrap();
     assert!(report.layers.iter().any(|layer| layer.path == "down" && layer.rank.is_none()));
     same.attach(FIXED.net()).unwrap();
-    let grouped = Sizes { groups: 2, ..FIXED }.set(1, ALL);
+    let grouped = Sizes { groups: 2, ..*FIXED }.set(1, ALL);
     refused(none(combine(&[(&grouped, 1.0)], ties)), &["conv: ", "2 groups"]);
 }
 
@@ -927,7 +935,7 @@ fn what_has_no_sum_is_refused_by_name() {
 fn ties_and_dare_over_whole_sets() {
     let sets = [FIXED.set(1, ALL), FIXED.set(2, [true, true, false, false])];
     let parts = [(&sets[0], 1.0), (&sets[1], 0.5)];
-    let path_dims = matrices(FIXED);
+    let path_dims = matrices(*FIXED);
     let same = |one: &AdapterSet, other: &AdapterSet| {
         for (path, dims) in &path_dims {
             let (one, other) = (dense(one, path, *dims), dense(other, path, *dims));
@@ -977,7 +985,7 @@ fn ties_and_dare_over_whole_sets() {
 #[test]
 fn a_combination_trains_and_starting_products_go_in_first() {
     let pissa =
-        configured(FIXED, &LoraConfig { init: Init::Pissa { iterations: None }, ..config(5) });
+        configured(*FIXED, &LoraConfig { init: Init::Pissa { iterations: None }, ..config(5) });
     assert!(shared(&pissa, "up").offset().is_some());
     let plain = FIXED.set(3, ALL);
     let (both, report) = combine(&[(&pissa, 1.0), (&plain, -2.0)], Combination::Cat).unwrap();
@@ -989,16 +997,16 @@ fn a_combination_trains_and_starting_products_go_in_first() {
     close("up", &dense(&both, "up", dims), &expected, 0.0, 1e-13);
 
     let (net, _) = both.attach(FIXED.net()).unwrap();
-    let before = net.outputs(FIXED);
-    assert_ne!(step(net, FIXED).outputs(FIXED), before);
+    let before = net.outputs(*FIXED);
+    assert_ne!(step(net, *FIXED).outputs(*FIXED), before);
 }
 
 /// A record has what the set in use needs, whatever was in use before.
 #[test]
 fn the_record_of_a_switched_model_is_that_of_a_fresh_one() {
     let net = FIXED.net();
-    let dora = configured(FIXED, &LoraConfig { dora: true, ..config(1) });
-    let plain = configured(FIXED, &config(2));
+    let dora = configured(*FIXED, &LoraConfig { dora: true, ..config(1) });
+    let plain = configured(*FIXED, &config(2));
     let mut sets = AdapterSets::new();
     sets.insert("dora", dora).unwrap();
     sets.insert("plain", plain).unwrap();
@@ -1008,5 +1016,5 @@ fn the_record_of_a_switched_model_is_that_of_a_fresh_one() {
     let mut fresh = net;
     sets.activate(&mut fresh, "plain").unwrap();
     let loaded = fresh.load_record(switched.clone().into_record());
-    assert_eq!(loaded.outputs(FIXED), switched.outputs(FIXED));
+    assert_eq!(loaded.outputs(*FIXED), switched.outputs(*FIXED));
 }

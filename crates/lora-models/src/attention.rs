@@ -64,7 +64,7 @@ impl Attention {
         }
 
         let [_, heads, _, head_dim] = q.dims();
-        let [_, kv_heads, total, _] = k.dims();
+        let kv_heads = k.dims()[1];
         // The query heads of a group stand under each other as rows of one product, so that keys and
         // values need not be repeated.
         let rows = heads / kv_heads * length;

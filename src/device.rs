@@ -31,8 +31,7 @@ pub fn open_device(name: Option<&str>) -> Result<Device> {
     if lora_core::compiles_kernels(&device) {
         eprintln!(
             "note: kernels are compiled for this device, and measured against each other, where they are first \
-             needed; the first steps take longer. The next run finds what was measured in target/environment (outside of \
-             a Cargo project, in the user's cache folder cubecl)"
+             needed; the first steps take longer"
         );
     }
     Ok(device)

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use burn::module::Param;
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{DType, Device, Distribution, Tensor};
 use lora_core::{AdapterInfo, LoraConfig, VisitLora, inject, save_adapter};
 use lora_models::Checkpoint;
 use tempfile::TempDir;
@@ -137,8 +137,11 @@ fn logits_are_compared_in_other_types() {
         let arguments = [&["--model", model, "--input", input.to_str().unwrap()], more].concat();
         told("logits", &arguments, "")
     };
-    let (plain, eager) = (compare(&["--dtype", "bf16"]), compare(&["--dtype", "bf16", "--eager"]));
-    assert!(plain.contains("largest relative difference") && plain != eager, "{plain}{eager}");
+    if lora_core::supports_dtype(&lora_core::device_from_env().unwrap(), DType::BF16) {
+        let [plain, eager] =
+            [&["--dtype", "bf16"][..], &["--dtype", "bf16", "--eager"]].map(compare);
+        assert!(plain.contains("largest relative difference") && plain != eager, "{plain}{eager}");
+    }
     assert_eq!(compare(&[]), compare(&["--eager"]));
 }
 

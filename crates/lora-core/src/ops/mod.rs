@@ -21,10 +21,11 @@ pub(crate) fn fold_rows<const D: usize>(
     let mut dims = input.dims();
     let rows: usize = dims[..D - 1].iter().product();
     let (device, dtype) = (input.device(), input.dtype());
-    // In a shape that is asked of `reshape`, Burn takes a 0 as "the size that was there", and some backends multiply
-    // nothing by nothing badly: of no row, one is computed, for its width and dtype.
+    // In a shape that is asked of `reshape`, Burn takes a 0 as "the size that was there", and ndarray panics where it
+    // multiplies nothing: instead of no rows some are computed, one along each axis without any, for width and dtype.
+    let some = dims[..D - 1].iter().map(|size| (*size).max(1)).product();
     let folded = match rows {
-        0 => Tensor::zeros([1, dims[D - 1]], (&device, dtype)),
+        0 => Tensor::zeros([some, dims[D - 1]], (&device, dtype)),
         rows => input.reshape([rows, dims[D - 1]]),
     };
     let output = f(folded);

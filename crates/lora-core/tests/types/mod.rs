@@ -1,6 +1,8 @@
-//! Which floating-point types the device of the tests has.
+//! Which floating-point types the device of the tests has, and what is exact where it may not have f64.
 
-use burn::tensor::DType;
+#![allow(dead_code, reason = "each test program uses some of it")]
+
+use burn::tensor::{DType, Device, Tensor};
 use lora_core::{check_dtype, device_from_env, supports_dtype};
 
 /// Whether it has this one; one that it has not must be refused by name.
@@ -12,4 +14,10 @@ pub fn has(dtype: DType) -> bool {
     let error = check_dtype(&device, dtype).unwrap_err().to_string();
     assert!(error.contains(&format!("found {}", dtype.name())), "{error}");
     false
+}
+
+/// The same numbers in f64 on the processor, which always has it.
+pub fn in_f64<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
+    let data = tensor.to_data().convert::<f64>();
+    Tensor::from_data(data, (&Device::flex().autodiff(), DType::F64))
 }

@@ -8,7 +8,7 @@ use crate::FlexTensor;
 use crate::exponential::exp_of_negative;
 use crate::weight::{Weight, by_dtype, tensor_of, values_of};
 
-/// -ln softmax(logits)[target] of each row, in f32.
+/// `-ln softmax(logits)[target]` of each row, in f32.
 ///
 /// # Shapes
 /// - logits `[rows, classes]`, contiguous; a target for each row, below `classes`

@@ -58,7 +58,8 @@ impl Experts {
             true => weights.cast(dtype).cast(DType::F32),
             false => weights,
         };
-        let weights = weights.reshape([tokens * self.per_token, 1]);
+        // In one axis: in a kernel that Burn fuses for wgpu, what was gathered is not spread over columns as it should.
+        let weights = weights.reshape([tokens * self.per_token]);
 
         let mut output = Tensor::zeros([tokens, width], (&device, dtype));
         for (number, expert) in self.experts.iter().enumerate() {
@@ -82,8 +83,8 @@ impl Experts {
                 let own = x.clone().select(0, index(rows.clone())).reshape([1, rows.len(), width]);
                 expert.forward(own).reshape([rows.len(), width])
             };
-            let answer = answer.cast(DType::F32) * weights.clone().select(0, index(slots));
-            let answer = answer.cast(dtype);
+            let weights = weights.clone().select(0, index(slots)).reshape([rows.len(), 1]);
+            let answer = (answer.cast(DType::F32) * weights).cast(dtype);
             output = output.select_assign(0, index(rows), answer, IndexingUpdateOp::Add);
         }
         output.reshape([batch, length, width])

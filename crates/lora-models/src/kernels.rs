@@ -117,7 +117,7 @@ pub(crate) fn gated<const D: usize>(gate: &Tensor<D>, up: &Tensor<D>) -> Option<
     on_flex!(gated(gate, up))
 }
 
-/// -ln softmax(logits)[target] of each row, in f32: logits `[rows, classes]`, targets `[rows]`.
+/// `-ln softmax(logits)[target]` of each row, in f32: logits `[rows, classes]`, targets `[rows]`.
 pub(crate) fn cross_entropy(logits: &Tensor<2>, targets: &Tensor<1, Int>) -> Option<Tensor<1>> {
     on_flex!(cross_entropy(logits, targets))
 }

@@ -5,7 +5,7 @@ use burn::tensor::{DType, Int, Tensor};
 
 use crate::kernels;
 
-/// How surprised logits are by the tokens that came: l = -ln softmax(logits)[target] of each row, in nats, in f32
+/// How surprised logits are by the tokens that came: `l = -ln softmax(logits)[target]` of each row, in nats, in f32
 /// (f64 for f64) whatever the type of the logits.
 ///
 /// On Flex the logits themselves become their gradient in the backward pass, where nobody else holds them: nothing

@@ -44,7 +44,7 @@ pub trait TrainingOps: Backend {
     /// silu(gate) · up.
     fn train_gated(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// -ln softmax(logits)[target] of each row, in f32.
+    /// `-ln softmax(logits)[target]` of each row, in f32.
     fn train_cross_entropy(
         logits: FloatTensor<Self>,
         targets: IntTensor<Self>,

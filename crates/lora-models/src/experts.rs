@@ -40,7 +40,7 @@ impl Experts {
         let scores = scores.reshape([tokens, self.experts.len()]);
         let probabilities = softmax(scores, 1); // [tokens, experts]
         // Which tokens go where has to be known here, to run each expert once over all of its own; so they are ranked
-        // here too. (Burn's topk with k = 1 on wgpu names other experts than the first.)
+        // here too, and of equals the first comes first on every backend.
         let known = probabilities.clone().without_autodiff().into_data();
         let chosen = most_likely(
             &known.iter::<f32>().collect::<Vec<_>>(),

@@ -8,12 +8,16 @@
 //! adapter of rank 8 on every linear layer, in f32 or in bf16. `scripts/decode_baseline.py` is the same
 //! for transformers and PEFT. Without a model there is nothing to measure, and the program says so.
 
+#[path = "next_token/mod.rs"]
+mod next_token;
+
 use std::time::Instant;
 
 use burn::module::Module;
-use burn::tensor::{DType, Device};
+use burn::tensor::Device;
 use lora_core::{Init, LoraConfig, inject};
 use lora_models::{Checkpoint, Decoder, KvCache, WeightDtype};
+use next_token::next_token;
 
 const PROMPT: usize = 256;
 const WRITTEN: usize = 128;
@@ -56,22 +60,13 @@ fn report(name: &str, decoder: &Decoder) {
     for _ in 0..ROUNDS {
         let mut cache = KvCache::with_capacity(PROMPT + WRITTEN);
         let start = Instant::now();
-        let mut token = next(&decoder, &prompt, &mut cache);
+        let mut token = next_token(&decoder, &prompt, &mut cache);
         read = read.min(start.elapsed().as_secs_f64());
         let start = Instant::now();
         for _ in 0..WRITTEN {
-            token = next(&decoder, &[token], &mut cache);
+            token = next_token(&decoder, &[token], &mut cache);
         }
         written = written.min(start.elapsed().as_secs_f64());
     }
     println!("{name:<14}{:>16.1}{:>16.1}", PROMPT as f64 / read, WRITTEN as f64 / written);
-}
-
-/// The most likely token after these.
-fn next(decoder: &Decoder, tokens: &[i32], cache: &mut KvCache) -> i32 {
-    let hidden = decoder.hidden_states(decoder.token_tensor(tokens, 1), Some(cache));
-    let [_, length, width] = hidden.dims();
-    let last = hidden.narrow(1, length - 1, 1).reshape([1, width]);
-    let best = decoder.logits(last).cast(DType::F32).argmax(1);
-    best.into_data().iter::<i64>().next().unwrap_or_default() as i32
 }

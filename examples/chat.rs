@@ -65,6 +65,7 @@ fn chat(options: &Options) -> Result<()> {
     // Both share the weights: a clone copies handles.
     let adapted = options.model.adapted(base.clone())?;
     let tokenizer = checkpoint.tokenizer.clone();
+    burn_lora::tell_of_kernels(&device);
     let mut talk = Talk {
         on: adapted.is_some(),
         base,

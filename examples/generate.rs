@@ -106,6 +106,7 @@ fn generate(options: &Options) -> Result<()> {
             tokenizer.encode_whole_text(&options.question)?
         }
     };
+    burn_lora::tell_of_kernels(&device);
     // A closed pipe is no reason to stop.
     let show = |text: String| {
         let _ = write!(stdout(), "{text}").and_then(|()| stdout().flush());

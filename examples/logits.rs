@@ -71,6 +71,7 @@ fn logits(options: &Options) -> Result<()> {
     } else {
         Checkpoint::open(&options.model)?.decoder_as(options.dtype, &device)?
     };
+    burn_lora::tell_of_kernels(&device);
     if options.eager {
         decoder = decoder.with_eager_rounding();
     }

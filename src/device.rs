@@ -21,20 +21,34 @@ impl DeviceOption {
     }
 }
 
-/// The device of this name, or the one that `LORA_DEVICE` names, or the build's first. A device that compiles
-/// its kernels as they are needed is announced on standard error, since nothing else is heard of it for a while.
+/// The device of this name, or the one that `LORA_DEVICE` names, or the build's first.
 pub fn open_device(name: Option<&str>) -> Result<Device> {
-    let device = match name {
+    Ok(match name {
         Some(name) => device_by_name(name)?,
         None => device_from_env()?,
-    };
-    if lora_core::compiles_kernels(&device) {
-        eprintln!(
-            "note: kernels are compiled for this device, and measured against each other, where they are first \
-             needed; the first steps take longer"
-        );
+    })
+}
+
+/// Says on standard error that a device compiles its kernels as they are needed, where it does: nothing else is heard of
+/// it for a while. For when all that a user gave was seen to be right.
+pub fn tell_of_kernels(device: &Device) {
+    if let Some(note) = kernels_note(device) {
+        eprintln!("{note}");
     }
-    Ok(device)
+}
+
+/// What [`tell_of_kernels`] says.
+pub fn kernels_note(device: &Device) -> Option<&'static str> {
+    let note = match cfg!(feature = "autotune") {
+        true => {
+            "note: kernels are compiled for this device, and timed against each other, where they are first needed; the \
+             first steps take longer"
+        }
+        false => {
+            "note: kernels are compiled for this device where they are first needed; the first steps take longer"
+        }
+    };
+    lora_core::compiles_kernels(device).then_some(note)
 }
 
 /// The name for a run's settings: as given, else that of the environment, else the build's first backend.

@@ -10,6 +10,8 @@
 //! round after round. It is an error when the losses do not agree, for then the programs do not do the same. The page
 //! and its picture are written by this program alone.
 
+#[path = "../next_token/mod.rs"]
+mod next_token;
 mod page;
 mod peers;
 mod picture;

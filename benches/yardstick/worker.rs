@@ -6,12 +6,13 @@ use std::time::Instant;
 use burn::module::{Lora, Module};
 use burn::nn::LinearConfig;
 use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::{DType, Device, Distribution, Tensor};
+use burn::tensor::{Device, Distribution, Tensor};
 use lora_core::{FrozenLinear, LoraLinear, load_adapter, merge};
 use lora_models::{Decoder, KvCache, WeightDtype, open_weights, read_config};
 use lora_train::{Batch, Sample, batch_loss};
 
 use crate::Answer;
+use crate::next_token::next_token;
 use crate::workload::{Job, Measured, batch_ids};
 
 pub fn work(job: &Job) -> Answer<Measured> {
@@ -147,12 +148,12 @@ fn decode(decoder: &Decoder, prompt: usize, written: usize, measured: &mut Measu
     for round in 0..3 {
         let mut cache = KvCache::with_capacity(prompt + written);
         let start = Instant::now();
-        let mut token = next(decoder, &ids, &mut cache);
+        let mut token = next_token(decoder, &ids, &mut cache);
         let read = start.elapsed().as_secs_f64();
         let mut tokens = vec![i64::from(token)];
         let start = Instant::now();
         for _ in 0..written {
-            token = next(decoder, &[token], &mut cache);
+            token = next_token(decoder, &[token], &mut cache);
             tokens.push(token.into());
         }
         if round > 0 {
@@ -161,15 +162,6 @@ fn decode(decoder: &Decoder, prompt: usize, written: usize, measured: &mut Measu
         }
         measured.tokens = tokens;
     }
-}
-
-/// The most likely token after these.
-fn next(decoder: &Decoder, tokens: &[i32], cache: &mut KvCache) -> i32 {
-    let hidden = decoder.hidden_states(decoder.token_tensor(tokens, 1), Some(cache));
-    let [_, length, width] = hidden.dims();
-    let last = hidden.narrow(1, length - 1, 1).reshape([1, width]);
-    let best = decoder.logits(last).cast(DType::F32).argmax(1);
-    best.into_data().iter::<i64>().next().unwrap_or_default() as i32
 }
 
 /// Bytes of this process: `VmRSS` now, `VmHWM` at most. Linux only.

@@ -66,6 +66,7 @@ fn finetune(recipe: &Recipe) -> Result<()> {
     // The adapters.
     let (decoder, report) = inject(decoder, &recipe.lora()?)?;
     say(format!("\n{report}\n"));
+    burn_lora::tell_of_kernels(&device);
 
     // Before.
     let prompt = match &recipe.prompt {

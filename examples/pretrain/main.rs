@@ -97,6 +97,7 @@ fn pretrain(options: &Options) -> Result<()> {
     let parameters = ParameterCount::of(&decoder);
     let tokens: usize = data.train.iter().map(|sample| sample.ids.len()).sum();
     println!("{} parameters, {} samples, {tokens} tokens", parameters.total, data.train.len());
+    burn_lora::tell_of_kernels(&device);
 
     let training = TrainConfig {
         steps: options.steps,

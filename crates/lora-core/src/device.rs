@@ -396,8 +396,13 @@ fn dtypes(device: &Device) -> Vec<DType> {
 
 /// Whether a model with weights of this floating-point type can be trained and run on `device`.
 ///
-/// Stricter than Burn's own answer where that does not hold: libtorch has no usable product in f16 on processors.
+/// Stricter than Burn's own answer where that does not hold: libtorch has no usable product in f16 on processors, and
+/// through graphics interfaces not all of f64's operations are right, where an adapter says that it has them.
 pub fn supports_dtype(device: &Device, dtype: DType) -> bool {
+    #[cfg(feature = "wgpu")]
+    if dtype == DType::F64 && lora_cube::is_graphics(device) {
+        return false;
+    }
     #[cfg(feature = "tch")]
     if dtype == DType::F16 && *device == Device::libtorch() {
         return false;

@@ -12,7 +12,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use lora_core::{
     AdaptableConv1d, AdaptableConv2d, AdaptableEmbedding, AdaptableLayer, AdaptableLinear,
     Adaptation, AdapterConfig, ErrorKind, Init, LoraAdapter, LoraConfig, LoraConv1d, LoraConv2d,
-    LoraEmbedding, LoraLinear, Replacement, Scaling, TrainedBias,
+    LoraEmbedding, LoraLinear, Replacement, Scaling, TrainedBias, compiles_kernels,
 };
 use proptest::prelude::*;
 use types::{has, in_f64};
@@ -633,7 +633,8 @@ fn beside_a_half_precision_weight_scaling_and_dropout_are_as_precise_as_in_f32()
     }
 }
 
-/// What is added is zero, and a bias is rounded as in the frozen layer: at once with x W, where there is no autodiff.
+/// What is added is zero, and a bias is rounded as in the frozen layer: at once with x W, but where CubeCL compiles the
+/// product.
 #[test]
 fn a_new_adapter_of_a_half_precision_layer_with_a_bias_changes_no_bit() {
     for dtype in [DType::BF16, DType::F16].into_iter().filter(|dtype| has(*dtype)) {
@@ -655,6 +656,10 @@ fn a_new_adapter_of_a_half_precision_layer_with_a_bias_changes_no_bit() {
             };
             let twice = x.matmul(weight) + bias;
             let (once, twice) = (differ(once.cast(DType::F32).cast(dtype)), differ(twice));
+            if compiles_kernels(&device()) {
+                assert_eq!(twice, 0, "of {rows}");
+                continue;
+            }
             assert!(
                 once * 50 <= rows * 48 && twice * 20 > rows * 48,
                 "{once} and {twice} of {rows}"

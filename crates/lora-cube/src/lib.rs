@@ -7,6 +7,7 @@
 #![cfg(any(feature = "wgpu", feature = "cuda"))]
 
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 use burn::backend::{CubeDevice, DispatchDevice};
 use burn::tensor::{Device, DeviceType};
@@ -29,8 +30,19 @@ pub enum Runtime {
 }
 
 /// The devices of `runtime` on this machine, best first as CubeCL ranks them; empty where there is none. Opens
-/// none of them.
+/// none of them. The machine is asked once: that sets its drivers up, and takes a part of a second.
 pub fn devices(runtime: Runtime) -> Vec<Device> {
+    static FOUND: Mutex<Vec<(Runtime, Vec<Device>)>> = Mutex::new(Vec::new());
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, devices)) = found.iter().find(|(other, _)| *other == runtime) {
+        return devices.clone();
+    }
+    let devices = enumerate(runtime);
+    found.push((runtime, devices.clone()));
+    devices
+}
+
+fn enumerate(runtime: Runtime) -> Vec<Device> {
     match runtime {
         #[cfg(feature = "wgpu")]
         Runtime::Wgpu => Device::enumerate(DeviceType::Wgpu).into_iter().collect(),
@@ -72,6 +84,13 @@ impl std::error::Error for OpenError {}
 pub fn is_cube(device: &Device) -> bool {
     let device = device.clone().without_autodiff();
     matches!(device.as_dispatch(), DispatchDevice::Cube(_))
+}
+
+/// Whether a device is reached through a graphics interface: wgpu, Vulkan or Metal.
+#[cfg(feature = "wgpu")]
+pub fn is_graphics(device: &Device) -> bool {
+    let device = device.clone().without_autodiff();
+    matches!(device.as_dispatch(), DispatchDevice::Cube(CubeDevice::Wgpu(_)))
 }
 
 /// Opens a device of [`devices`], which stays open until the process ends; a second time nothing is done. `None` for
@@ -116,7 +135,7 @@ fn is_software(device: &CubeDevice) -> bool {
 
 #[cfg(feature = "wgpu")]
 mod wgpu {
-    use std::sync::Mutex;
+    use std::sync::{Mutex, PoisonError};
 
     use burn::backend::{WgpuDevice, WgpuDeviceKind};
     use burn::tensor::wgpu::WgpuInitError;
@@ -130,7 +149,7 @@ mod wgpu {
 
     /// Sets the runtime up before its first use, where a refusal would be a panic.
     pub(super) fn open(device: &WgpuDevice) -> Result<(), OpenError> {
-        let mut opened = OPENED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, answer)) = opened.iter().find(|(other, _)| other == device) {
             return answer.clone();
         }

@@ -253,29 +253,11 @@ impl<T: Weight> WithSimd for TurnBack<'_, T> {
 mod tests {
     use burn::backend::Flex;
     use burn::backend::ops::FloatTensorOps;
-    use burn::tensor::{DType, Shape};
+    use burn::tensor::DType;
 
     use super::*;
-    use crate::samples::{in_dtype, tensor, values};
+    use crate::samples::{TYPES, check, in_dtype, shaped, values};
     use crate::{gated, rms_norm, rotate};
-
-    const TYPES: [(DType, f64); 3] =
-        [(DType::F32, 2e-6), (DType::F16, 2.0 / 2048.0), (DType::BF16, 2.0 / 256.0)];
-
-    fn shaped<const D: usize>(shape: [usize; D], seed: u64, dtype: DType) -> FlexTensor {
-        let count = shape.iter().product();
-        Flex::float_reshape(in_dtype(tensor([1, count], seed), dtype), Shape::from(shape))
-    }
-
-    #[track_caller]
-    fn check(found: &FlexTensor, expected: &[f64], bound: f64) {
-        let found = values(found);
-        assert_eq!(found.len(), expected.len());
-        for (found, expected) in found.iter().zip(expected) {
-            let apart = (found - expected).abs();
-            assert!(apart <= bound * expected.abs().max(0.1), "{found} for {expected}");
-        }
-    }
 
     #[test]
     fn gated_backward_is_its_definition() {

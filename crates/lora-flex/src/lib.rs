@@ -20,7 +20,7 @@
 //!
 //! [`WeightMemory`] puts a model's weights on large pages of memory.
 
-#![deny(unsafe_code)] // but for one call each in `product.rs`, `prefetch.rs` and `memory.rs`
+#![deny(unsafe_code)] // but for the calls in `product.rs`, `prefetch.rs` and `memory.rs`
 
 mod attend;
 mod backward;

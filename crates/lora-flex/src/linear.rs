@@ -2,16 +2,23 @@
 
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Flex, TensorMetadata};
+use rayon::prelude::*;
 
 use crate::FlexTensor;
 use crate::few_rows::product_of_few_rows;
 use crate::halves::{product_of_halves, widened};
+use crate::product::{Matrix, gemm_product};
+use crate::weight::tensor_of;
+
+/// Values that one thread takes at a time, at least.
+const SHARE: usize = 1 << 14;
 
 /// x · W + bias, in half precision rounded once.
 ///
 /// For few rows, as in decoding, W is read once and as it is stored. In half precision many rows are multiplied
 /// in f32, W block by block, where Burn's product of bf16 makes an f32 copy of all of W at each call, on one thread.
-/// Other tensors, f32 with many rows among them, take Burn's operations.
+/// In f32 many rows take a general product, in memory that nobody fills with zeros before. Other tensors take Burn's
+/// operations.
 ///
 /// # Shapes
 /// - x `[rows, d_input]`, weight `[d_input, d_output]`, bias `[d_output]`, output `[rows, d_output]`,
@@ -27,7 +34,8 @@ pub fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> Fl
     });
     if bias.is_some() == wide.is_some() {
         let done = product_of_few_rows(&x, &weight, wide.as_deref())
-            .or_else(|| product_of_halves(&x, &weight, wide.as_deref()));
+            .or_else(|| product_of_halves(&x, &weight, wide.as_deref()))
+            .or_else(|| product_of_many_rows(&x, &weight, wide.as_deref()));
         if let Some(done) = done {
             return done;
         }
@@ -37,6 +45,25 @@ pub fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> Fl
         Some(bias) => Flex::float_add(product, Flex::float_reshape(bias, [1, columns].into())),
         None => product,
     }
+}
+
+/// In f32; `None` for another type, no values, and shapes that do not fit.
+fn product_of_many_rows(
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    bias: Option<&[f32]>,
+) -> Option<FlexTensor> {
+    let (x, weight) = (Matrix::view(x)?, Matrix::view(weight)?);
+    let ([rows, _], [_, columns]) = (x.shape(), weight.shape());
+    let mut product = gemm_product(x, weight)?;
+    if let Some(bias) = bias {
+        product.par_chunks_exact_mut(columns).with_min_len((SHARE / columns).max(1)).for_each(
+            |row| {
+                row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+            },
+        );
+    }
+    Some(tensor_of(product, [rows, columns]))
 }
 
 /// Whether a bias is one for so many columns, and of x's type, f32 or half precision.

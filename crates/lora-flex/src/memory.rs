@@ -4,8 +4,11 @@ use burn::tensor::{AllocationProperty, Bytes, Element};
 use bytemuck::Pod;
 use bytes::BytesMut;
 
-/// What is asked for at a time. From 32 MiB on, common allocators take it from the system and give it back there.
+/// What is asked for at a time, more than [`FROM_SYSTEM`].
 const SLAB: usize = 128 << 20;
+
+/// From here on, common allocators take memory from the system and give it back there.
+const FROM_SYSTEM: usize = 32 << 20;
 
 /// A large page of the system: of x86-64, and of ARM with pages of 4 KiB.
 const LARGE_PAGE: usize = 2 << 20;
@@ -56,6 +59,19 @@ impl WeightMemory {
     }
 }
 
+/// An empty vector with room for so many values, on large pages where the allocator takes it from the system:
+/// otherwise its first use is a visit to the system for every 4 KiB.
+pub(crate) fn with_large_pages(count: usize) -> Vec<f32> {
+    let mut memory = Vec::<f32>::with_capacity(count);
+    let room = memory.spare_capacity_mut();
+    if size_of_val(room) >= FROM_SYSTEM {
+        let end = room.len() / (LARGE_PAGE / 4) * (LARGE_PAGE / 4);
+        let start = room.as_ptr().align_offset(LARGE_PAGE).min(end);
+        ask_for_large_pages(&mut room[start..end]);
+    }
+    memory
+}
+
 /// So many zeros, that begin where a large page does.
 fn slab(size: usize) -> BytesMut {
     let mut memory = BytesMut::zeroed(size + LARGE_PAGE);
@@ -70,14 +86,16 @@ fn slab(size: usize) -> BytesMut {
 /// Asks the system to put large pages under this memory; a hint, which changes no value in it.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code)]
-fn ask_for_large_pages(memory: &mut [u8]) {
+fn ask_for_large_pages<T>(memory: &mut [T]) {
     // SAFETY: the range is this slice, mapped and borrowed for the call. MADV_HUGEPAGE says how the system may
     // back it and keeps what it holds; a system without large pages answers with an error, which is as good.
-    let _ = unsafe { libc::madvise(memory.as_mut_ptr().cast(), memory.len(), libc::MADV_HUGEPAGE) };
+    let _ = unsafe {
+        libc::madvise(memory.as_mut_ptr().cast(), size_of_val(memory), libc::MADV_HUGEPAGE)
+    };
 }
 
 #[cfg(not(target_os = "linux"))]
-fn ask_for_large_pages(_: &mut [u8]) {}
+fn ask_for_large_pages<T>(_: &mut [T]) {}
 
 #[cfg(test)]
 mod tests {

@@ -213,28 +213,10 @@ fn by_rows<T: Weight, const N: usize>(
 mod tests {
     use burn::backend::Flex;
     use burn::backend::ops::FloatTensorOps;
-    use burn::tensor::{DType, FloatDType, Shape};
+    use burn::tensor::{DType, FloatDType};
 
     use super::*;
-    use crate::samples::{in_dtype, tensor, transposed, values};
-
-    const TYPES: [(DType, f64); 3] =
-        [(DType::F32, 2e-6), (DType::F16, 2.0 / 2048.0), (DType::BF16, 2.0 / 256.0)];
-
-    fn shaped<const D: usize>(shape: [usize; D], seed: u64, dtype: DType) -> FlexTensor {
-        let count = shape.iter().product();
-        Flex::float_reshape(in_dtype(tensor([1, count], seed), dtype), Shape::from(shape))
-    }
-
-    #[track_caller]
-    fn check(found: Option<FlexTensor>, expected: Vec<f64>, bound: f64) {
-        let found = values(&found.expect("it has a kernel"));
-        assert_eq!(found.len(), expected.len());
-        for (found, expected) in found.iter().zip(expected) {
-            let apart = (found - expected).abs();
-            assert!(apart <= bound * expected.abs().max(0.1), "{found} for {expected}");
-        }
-    }
+    use crate::samples::{TYPES, check, in_dtype, shaped, transposed, values};
 
     #[test]
     fn rms_norm_is_its_definition() {
@@ -248,7 +230,8 @@ mod tests {
                     let root = (mean + 1e-5).sqrt();
                     row.iter().zip(&gammas).map(move |(x, gamma)| x / root * gamma)
                 });
-                check(rms_norm(&x, &gamma, 1e-5), rows.collect(), bound);
+                let found = rms_norm(&x, &gamma, 1e-5).expect("it has a kernel");
+                check(&found, &rows.collect::<Vec<_>>(), bound);
             }
         }
     }
@@ -278,12 +261,9 @@ mod tests {
                         }
                     }
                 }
-                let found = rotate(&x, &cos, &sin);
-                assert_eq!(
-                    found.as_ref().map(|found| found.layout().shape().dims()),
-                    Some([batch, heads, length, width])
-                );
-                check(found, expected, 10.0 * bound); // of a difference
+                let found = rotate(&x, &cos, &sin).expect("it has a kernel");
+                assert_eq!(found.shape(), [batch, heads, length, width].into());
+                check(&found, &expected, 10.0 * bound); // of a difference
             }
         }
     }
@@ -296,8 +276,9 @@ mod tests {
                     |seed, by: f64| Flex::float_mul_scalar(shaped(shape, seed, dtype), by.into());
                 let (gate, up) = (scaled(1, 20.0), scaled(2, 3.0));
                 let pairs = values(&gate).into_iter().zip(values(&up));
-                let expected = pairs.map(|(x, up)| x / (1.0 + (-x).exp()) * up).collect();
-                check(gated(&gate, &up), expected, 2.0 * bound);
+                let expected = pairs.map(|(x, up)| x / (1.0 + (-x).exp()) * up);
+                let found = gated(&gate, &up).expect("it has a kernel");
+                check(&found, &expected.collect::<Vec<_>>(), 2.0 * bound);
             }
         }
         let of = |gate: f32| {

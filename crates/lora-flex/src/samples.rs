@@ -2,7 +2,7 @@
 
 use burn::backend::ops::FloatTensorOps;
 use burn::backend::{Flex, TensorMetadata};
-use burn::tensor::{DType, FloatDType, Slice, TensorData};
+use burn::tensor::{DType, FloatDType, Shape, Slice, TensorData};
 
 use crate::FlexTensor;
 
@@ -27,6 +27,26 @@ pub fn in_dtype(tensor: FlexTensor, dtype: DType) -> FlexTensor {
         DType::F32 => tensor,
         DType::F16 => Flex::float_cast(tensor, FloatDType::F16),
         _ => Flex::float_cast(tensor, FloatDType::BF16),
+    }
+}
+
+/// The types that the kernels have, and how far a value of about 1 may be from its definition.
+pub const TYPES: [(DType, f64); 3] =
+    [(DType::F32, 2e-6), (DType::F16, 2.0 / 2048.0), (DType::BF16, 2.0 / 256.0)];
+
+pub fn shaped<const D: usize>(shape: [usize; D], seed: u64, dtype: DType) -> FlexTensor {
+    let count = shape.iter().product();
+    Flex::float_reshape(in_dtype(tensor([1, count], seed), dtype), Shape::from(shape))
+}
+
+/// Compares with a definition in f64, by value and relative to it from 0.1 on.
+#[track_caller]
+pub fn check(found: &FlexTensor, expected: &[f64], bound: f64) {
+    let found = values(found);
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        let apart = (found - expected).abs();
+        assert!(apart <= bound * expected.abs().max(0.1), "{found} for {expected}");
     }
 }
 

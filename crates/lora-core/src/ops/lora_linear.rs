@@ -93,9 +93,7 @@ pub trait LoraOps: Backend {
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let columns = bias.shape()[0];
-        let bias = Self::float_reshape(bias, [1, columns].into());
-        Self::float_add(Self::product(x, weight), bias)
+        with_bias::<Self>(Self::product(x, weight), bias)
     }
 
     /// left^T · right, of which one has few columns: left `[rows, m]`, right `[rows, n]`; one may be what
@@ -105,6 +103,11 @@ pub trait LoraOps: Backend {
         let [left, right] = [left, right].map(in_full::<Self>);
         Self::float_matmul(Self::float_transpose(left), right)
     }
+}
+
+fn with_bias<B: Backend>(product: FloatTensor<B>, bias: FloatTensor<B>) -> FloatTensor<B> {
+    let columns = bias.shape()[0];
+    B::float_add(product, B::float_reshape(bias, [1, columns].into()))
 }
 
 fn in_dtype<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
@@ -181,7 +184,10 @@ impl LoraOps for burn::backend::LibTorch {
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        lora_tch::linear(x, weight, bias)
+        match x.dtype() {
+            DType::F16 | DType::BF16 => lora_tch::linear(x, weight, bias),
+            _ => with_bias::<Self>(Self::product(x, weight), bias), // Burn's layer, to the bit
+        }
     }
 }
 
@@ -236,7 +242,59 @@ impl<B: Backend + LoraOps> Backward<B, 3> for LoraLinearBackward {
     }
 }
 
+/// Of x W, and with a third parent, of x W + b.
+#[derive(Debug)]
+struct LinearBackward;
+
+#[derive(Debug, Clone)]
+struct Factors<B: Backend> {
+    x: Option<NodeId>,              // [rows, d_input], where W gets a gradient
+    weight: Option<FloatTensor<B>>, // [d_input, d_output], where x gets one
+}
+
+impl<B: Backend + LoraOps, const N: usize> Backward<B, N> for LinearBackward {
+    type State = Factors<B>;
+
+    fn backward(
+        self,
+        ops: Ops<Factors<B>, N>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let g = grads.consume::<B>(&ops.node); // [rows, d_output]
+        let node = |at: usize| ops.parents.get(at).and_then(Option::as_ref);
+        if let (Some(node), Some(x)) = (node(1), ops.state.x) {
+            let x: FloatTensor<B> = checkpointer.retrieve_node_output(x);
+            grads.register::<B>(node.id, B::float_matmul(B::float_transpose(x), g.clone()));
+        }
+        if let Some(node) = node(2) {
+            let columns = g.shape()[1];
+            let sum = B::float_sum_dim(g.clone(), 0);
+            grads.register::<B>(node.id, B::float_reshape(sum, [columns].into()));
+        }
+        if let (Some(node), Some(weight)) = (node(0), ops.state.weight) {
+            grads.register::<B>(node.id, B::product(g, B::float_transpose(weight)));
+        }
+    }
+}
+
 impl<B: Backend + LoraOps, C: CheckpointStrategy> LoraOps for Autodiff<B, C> {
+    fn product(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        let prepared = LinearBackward.prepare::<C>([x.node(), weight.node()]);
+        finish_linear(prepared.compute_bound().stateful(), x, weight, B::product)
+    }
+
+    fn linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let prepared = LinearBackward.prepare::<C>([x.node(), weight.node(), bias.node()]);
+        finish_linear(prepared.compute_bound().stateful(), x, weight, |x, weight| {
+            <B as LoraOps>::linear(x, weight, bias.into_primitive())
+        })
+    }
+
     fn lora_linear(
         product: FloatTensor<Self>,
         x: FloatTensor<Self>,
@@ -267,6 +325,27 @@ impl<B: Backend + LoraOps, C: CheckpointStrategy> LoraOps for Autodiff<B, C> {
                 lora_b.into_primitive(),
                 scaling,
             )),
+        }
+    }
+}
+
+/// Saves for the backward pass of [`LinearBackward`] what the gradients that are wanted take.
+fn finish_linear<B: Backend + LoraOps, C: CheckpointStrategy, const N: usize>(
+    prepared: OpsKind<LinearBackward, B, Factors<B>, C, N>,
+    x: FloatTensor<Autodiff<B, C>>,
+    weight: FloatTensor<Autodiff<B, C>>,
+    forward: impl FnOnce(FloatTensor<B>, FloatTensor<B>) -> FloatTensor<B>,
+) -> FloatTensor<Autodiff<B, C>> {
+    match prepared {
+        OpsKind::Tracked(mut prepared) => {
+            let factors = Factors {
+                x: weight.is_tracked().then(|| prepared.checkpoint(&x)),
+                weight: x.is_tracked().then(|| weight.primitive().clone()),
+            };
+            prepared.finish(factors, forward(x.into_primitive(), weight.into_primitive()))
+        }
+        OpsKind::UnTracked(prepared) => {
+            prepared.finish(forward(x.into_primitive(), weight.into_primitive()))
         }
     }
 }
@@ -340,14 +419,11 @@ pub(crate) fn lora_linear_over(
     ))
 }
 
-/// x W, as the backend does it best; with gradients, as Burn does.
+/// x W, as the backend does it best; x and W get gradients where they want them.
 ///
 /// # Shapes
 /// - `x` `[rows, d_input]`, `weight` `[d_input, d_output]`, output `[rows, d_output]`
 pub(crate) fn product(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    if has_autodiff([&x, &weight]) {
-        return x.matmul(weight);
-    }
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
     Tensor::from_dispatch(<Dispatch as LoraOps>::product(x, weight))
 }
@@ -357,15 +433,8 @@ pub(crate) fn product(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
 /// # Shapes
 /// - `x` `[rows, d_input]`, `weight` `[d_input, d_output]`, `bias` `[d_output]`, output `[rows, d_output]`
 pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
-    if has_autodiff([&x, &weight]) || bias.device().is_autodiff() {
-        return x.matmul(weight) + bias.unsqueeze();
-    }
     let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
     Tensor::from_dispatch(<Dispatch as LoraOps>::linear(x, weight, bias))
-}
-
-fn has_autodiff(tensors: [&Tensor<2>; 2]) -> bool {
-    tensors.iter().any(|tensor| tensor.device().is_autodiff())
 }
 
 /// left^T · right, of which one has few columns, without gradients.

@@ -281,7 +281,7 @@ impl<B: Backend + LoraOps, const N: usize> Backward<B, N> for LinearBackward {
 impl<B: Backend + LoraOps, C: CheckpointStrategy> LoraOps for Autodiff<B, C> {
     fn product(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
         let prepared = LinearBackward.prepare::<C>([x.node(), weight.node()]);
-        finish_linear(prepared.compute_bound().stateful(), x, weight, B::product)
+        finish_linear(prepared.compute_bound().stateful(), x, weight, burns_product::<B>)
     }
 
     fn linear(
@@ -291,7 +291,11 @@ impl<B: Backend + LoraOps, C: CheckpointStrategy> LoraOps for Autodiff<B, C> {
     ) -> FloatTensor<Self> {
         let prepared = LinearBackward.prepare::<C>([x.node(), weight.node(), bias.node()]);
         finish_linear(prepared.compute_bound().stateful(), x, weight, |x, weight| {
-            <B as LoraOps>::linear(x, weight, bias.into_primitive())
+            let bias = bias.into_primitive();
+            match x.dtype() {
+                DType::F16 | DType::BF16 => <B as LoraOps>::linear(x, weight, bias),
+                _ => with_bias::<B>(burns_product::<B>(x, weight), bias),
+            }
         })
     }
 
@@ -326,6 +330,19 @@ impl<B: Backend + LoraOps, C: CheckpointStrategy> LoraOps for Autodiff<B, C> {
                 scaling,
             )),
         }
+    }
+}
+
+/// x W with the bits of Burn's product in f32, so that a model whose adapters are disabled is its base to the bit. The
+/// kernels for few rows add in another order, and many rows are what training has.
+fn burns_product<B: Backend + LoraOps>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+) -> FloatTensor<B> {
+    const MANY: usize = 64;
+    match x.dtype() {
+        DType::F32 if x.shape()[0] < MANY => B::float_matmul(x, weight),
+        _ => B::product(x, weight),
     }
 }
 

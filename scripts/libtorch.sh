@@ -6,7 +6,7 @@
 #   cargo build --release --features tch
 #
 # Taken first: a Python with PyTorch 2.9 (`python3`, or $PYTHON), with CUDA if it has that. Otherwise, on
-# Linux on x86-64, the processor's part of PyPI's wheel: 1 GB is fetched, 450 MB are kept. What is done goes to standard
+# Linux on x86-64, the processor's part of PyPI's wheel: 1 GB is fetched, 490 MB are kept. What is done goes to standard
 # error, the exports alone to standard output. Needs Python 3 with pip.
 set -euo pipefail
 
@@ -45,6 +45,8 @@ if [[ $installed == 2.9.* ]]; then
 fi
 
 if [[ ! -e $folder/build-version ]]; then
+    [[ -z $(ls -A "$folder" 2>/dev/null) ]] ||
+        fail "$folder: expected libtorch (a file build-version), an empty folder or none; choose another folder"
     [[ $(uname -sm) == "Linux x86_64" ]] || fail "expected Linux on x86-64, found $(uname -sm); install PyTorch" \
         "$VERSION (pip install torch==$VERSION) or unpack https://pytorch.org's libtorch and set LIBTORCH"
     "$python" -m pip --version >/dev/null 2>&1 || fail "expected pip, found none; install it (Debian: python3-pip)"
@@ -86,7 +88,7 @@ PYTHON
     ln -s libtorch_cpu.so "$work/made/lib/libtorch.so"
     ln -s libgomp.so.1 "$work/made/lib/libgomp.so"
     echo "$VERSION" >"$work/made/build-version"
-    rm -rf "$folder"
+    [[ ! -d $folder ]] || rmdir "$folder"
     mv "$work/made" "$folder"
 fi
 folder=$(cd "$folder" && pwd)

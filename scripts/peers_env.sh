@@ -22,5 +22,6 @@ esac
 "${PYTHON:-python3}" -m venv "$folder"
 pip=("$folder/bin/python" -m pip install --quiet --disable-pip-version-check)
 "${pip[@]}" ${index[@]+"${index[@]}"} torch==2.9.0
-"${pip[@]}" transformers==5.23.0 peft==0.21.2 accelerate safetensors numpy gguf==0.19.0 sentencepiece protobuf
+"${pip[@]}" transformers==5.23.0 peft==0.21.2 accelerate==1.15.0 safetensors==0.8.0 numpy==2.4.6 gguf==0.19.0 \
+    sentencepiece==0.2.3 protobuf==7.36.2 tokenizers==0.23.3 huggingface_hub==2.4.0
 "$folder/bin/python" -c 'import peft, torch, transformers; print(torch.__version__, transformers.__version__, peft.__version__)'

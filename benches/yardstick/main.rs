@@ -66,9 +66,20 @@ fn run(options: &Options) -> Answer<()> {
         println!("{}", serde_json::to_string(&worker::work(&job)?)?);
         return Ok(());
     }
+    if !options.bench {
+        println!("yardstick: nothing was measured; it is for cargo bench");
+        return Ok(());
+    }
+    if options.page.is_some() && (options.python.is_none() || options.rounds == 0) {
+        return Err("--page: expected --python too, and a round: the page compares".into());
+    }
     let groups = peers::measure(options)?;
     for group in &groups {
         println!("\n{}", page::table(group));
+    }
+    let disagreeing: Vec<_> = groups.iter().flat_map(peers::disagreements).collect();
+    if !disagreeing.is_empty() {
+        return Err(disagreeing.join("; ").into()); // and what was written before stays
     }
     if let Some(path) = &options.page {
         let name = path.with_extension("png");
@@ -76,9 +87,5 @@ fn run(options: &Options) -> Answer<()> {
         std::fs::write(path, page::page(&groups, &name, options.rounds)?)?;
         println!("written {} and {}", path.display(), name.display());
     }
-    let disagreeing: Vec<_> = groups.iter().flat_map(peers::disagreements).collect();
-    match disagreeing.is_empty() {
-        true => Ok(()),
-        false => Err(disagreeing.join("; ").into()),
-    }
+    Ok(())
 }

@@ -128,7 +128,7 @@ pub fn page(groups: &[Group], picture: &Path, rounds: usize) -> Answer<String> {
     if !has_bf16() {
         text.push_str(
             "This processor has no instructions for bf16, without which torch needs tens of times as long for a training \
-             step in bf16 as for one in f32: PEFT's is left out.\n\n",
+             step in bf16 as for one in f32: PEFT's training in bf16 is left out.\n\n",
         );
     }
     for group in groups {

@@ -6,8 +6,8 @@ workload.rs.
 """
 
 import json
+import os
 import platform
-import resource
 import sys
 import time
 
@@ -28,7 +28,8 @@ def now():
 
 
 def device():
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    # As the other program: LORA_DEVICE names tch:cuda:N or cuda:N, or a device on the processor.
+    return "cuda" if "cuda" in os.environ.get("LORA_DEVICE", "") else "cpu"
 
 
 def batch_ids(step, rows, length, vocabulary):
@@ -47,7 +48,7 @@ def train(job, answer):
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.0)
     for step in range(job["steps"] + 1):
-        ids = batch_ids(step, job["rows"], job["length"], model.config.vocab_size).to(device())
+        ids = batch_ids(0, job["rows"], job["length"], model.config.vocab_size).to(device())
         times = [now()]
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits
         loss = cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
@@ -137,7 +138,7 @@ def main():
     answer["start_bytes"] = resident("VmRSS")
     jobs = {"train": train, "linear": linear, "decode": decode, "load": load_job, "merge": merge}
     jobs[job["kind"]](job, answer)
-    answer["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    answer["peak_bytes"] = resident("VmHWM")  # ru_maxrss begins with that of the process that started this one
     answer["versions"] = (
         f"PEFT {peft.__version__}, transformers {transformers.__version__}, torch {torch.__version__}, "
         f"Python {platform.python_version()}, {torch.get_num_threads()} threads on {device()}"

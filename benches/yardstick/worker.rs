@@ -1,5 +1,6 @@
 //! This project's part of each job, in a process of its own.
 
+use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
@@ -9,7 +10,7 @@ use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Distribution, Tensor};
 use lora_core::{FrozenLinear, LoraLinear, load_adapter, merge};
 use lora_models::{Decoder, KvCache, WeightDtype, open_weights, read_config};
-use lora_train::{Batch, Sample, batch_loss};
+use lora_train::{Batch, batch_loss};
 
 use crate::Answer;
 use crate::next_token::next_token;
@@ -52,7 +53,10 @@ pub fn work(job: &Job) -> Answer<Measured> {
     measured.peak_bytes = resident("VmHWM")?;
     let device = std::env::var("LORA_DEVICE");
     let device = device.unwrap_or_else(|_| lora_core::default_device_name().to_owned());
-    measured.versions = format!("this project {} on {device}", env!("CARGO_PKG_VERSION"));
+    let threads = std::env::var("RAYON_NUM_THREADS").unwrap_or_else(|_| "all".to_owned());
+    let version = env!("CARGO_PKG_VERSION");
+    measured.versions =
+        format!("this project {version} on Burn 0.22.1, {threads} threads on {device}");
     Ok(measured)
 }
 
@@ -71,11 +75,18 @@ fn train(
     let device = decoder.device();
     let mut optimizer = AdamWConfig::new().with_epsilon(1e-8).with_weight_decay(0.0).init();
     for step in 0..=steps {
-        let samples: Vec<Sample> = batch_ids(step, rows, length, decoder.config().vocab_size)
-            .into_iter()
-            .map(|ids| Sample { trained: vec![true; ids.len()], ids, truncated: false })
-            .collect();
-        let batch = Batch::collate(&samples.iter().collect::<Vec<_>>(), 0);
+        let texts = batch_ids(0, rows, length, decoder.config().vocab_size);
+        let of = |range: Range<usize>| -> Vec<i32> {
+            texts.iter().flat_map(|ids| &ids[range.clone()]).map(|id| *id as i32).collect()
+        };
+        let batch = Batch {
+            ids: of(0..length),
+            rows,
+            length,
+            positions: (0..rows * length).map(|position| position as i32).collect(),
+            targets: of(1..length + 1),
+            tokens: rows * length,
+        };
         let start = Instant::now();
         let loss = batch_loss(&decoder, &batch);
         let value = loss.clone().into_scalar::<f32>(); // waits for the device

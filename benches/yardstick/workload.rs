@@ -109,8 +109,9 @@ impl Shape {
     }
 }
 
-/// The tokens of a step's batch, `rows` times `length` + 1: all but the last are read, all but the first are
-/// to be predicted. `peer.py` has the same formula.
+/// The tokens of a batch, `rows` times `length` + 1: all but the last are read, all but the first are
+/// to be predicted. Training has the batch of step 0 in every step, so that its loss falls, and a program that trained
+/// something else would show. `peer.py` has the same formula.
 pub fn batch_ids(step: usize, rows: usize, length: usize, vocab_size: usize) -> Vec<Vec<u32>> {
     let id = |row, place| (7919 * (row * 1009 + place * place + 31 * step + 1)) % vocab_size;
     (0..rows).map(|row| (0..=length).map(|place| id(row, place) as u32).collect()).collect()

@@ -37,7 +37,7 @@ def run(program, name, folder, device):
     start = time.monotonic()
     done = subprocess.run(
         [program], cwd=folder, env={**os.environ, "LORA_DEVICE": device},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False, timeout=3600,
     )
     counts = [tuple(map(int, result)) for result in RESULT.findall(done.stdout)]
     return name, folder.name, done, [sum(column) for column in zip(*counts)], time.monotonic() - start

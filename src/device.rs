@@ -1,7 +1,7 @@
 //! Which device a program works on, and what to expect of its first steps.
 
 use burn::tensor::Device;
-use lora_core::{default_device_name, device_by_name, device_from_env};
+use lora_core::{device_by_name, device_from_env};
 
 use crate::Result;
 
@@ -49,10 +49,4 @@ pub fn kernels_note(device: &Device) -> Option<&'static str> {
         }
     };
     lora_core::compiles_kernels(device).then_some(note)
-}
-
-/// The name for a run's settings: as given, else that of the environment, else the build's first backend.
-pub fn device_name(name: Option<String>) -> String {
-    let of_environment = || std::env::var("LORA_DEVICE").ok().filter(|name| !name.is_empty());
-    name.or_else(of_environment).unwrap_or_else(|| default_device_name().to_owned())
 }

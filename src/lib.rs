@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use lora_models::HubProblem;
 
-pub use device::{DeviceOption, device_name, kernels_note, open_device, tell_of_kernels};
+pub use device::{DeviceOption, kernels_note, open_device, tell_of_kernels};
 pub use model::{ModelOptions, base_model, model_path};
 
 /// The result of an example program.

@@ -169,7 +169,7 @@ impl Recipe {
             eval_every: Some(0),
             seed: Some(0),
             dtype: Some(WeightDtype::F32),
-            device: Some(burn_lora::device_name(None)),
+            device: Some(lora_core::device_name_from_env()),
             output: (1..)
                 .map(|number| PathBuf::from(format!("runs/{number}")))
                 .find(|p| !p.exists()),

@@ -181,9 +181,14 @@ pub fn device_by_name(name: &str) -> Result<Device> {
 /// # Errors
 /// As [`device_by_name`], and when this build has no backend.
 pub fn device_from_env() -> Result<Device> {
+    device_by_name(&device_name_from_env())
+}
+
+/// The name that [`device_from_env`] opens.
+pub fn device_name_from_env() -> String {
     match std::env::var_os(VARIABLE) {
-        Some(name) if !name.is_empty() => device_by_name(&name.to_string_lossy()),
-        _ => device_by_name(default_device_name()),
+        Some(name) if !name.is_empty() => name.to_string_lossy().into_owned(),
+        _ => default_device_name().to_owned(),
     }
 }
 

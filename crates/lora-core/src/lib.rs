@@ -75,7 +75,7 @@ pub use conv::{
 };
 pub use device::{
     BackendInfo, BackendName, DeviceInfo, DeviceProblem, backends, check_dtype, compiles_kernels,
-    default_device_name, device_by_name, device_from_env, supports_dtype,
+    default_device_name, device_by_name, device_from_env, device_name_from_env, supports_dtype,
 };
 pub use disabled::{Disabled, disable};
 pub use embedding::{AdaptableEmbedding, FrozenEmbedding, LoraEmbedding};

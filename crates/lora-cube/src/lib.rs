@@ -29,15 +29,16 @@ pub enum Runtime {
     Cuda,
 }
 
-/// The devices of `runtime` on this machine, best first as CubeCL ranks them; empty where there is none. Opens
-/// none of them. The machine is asked once: that sets its drivers up, and takes a part of a second.
+/// The devices of `runtime` on this machine: graphics cards of their own first, then those of the processor, then what
+/// computes on the processor itself; of one kind as the system lists them. Empty where there is none. Opens none of them. The machine is asked once: that sets its drivers up, and takes a part of a second.
 pub fn devices(runtime: Runtime) -> Vec<Device> {
     static FOUND: Mutex<Vec<(Runtime, Vec<Device>)>> = Mutex::new(Vec::new());
     let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, devices)) = found.iter().find(|(other, _)| *other == runtime) {
         return devices.clone();
     }
-    let devices = enumerate(runtime);
+    let mut devices = enumerate(runtime);
+    devices.sort_by_key(kind_order);
     found.push((runtime, devices.clone()));
     devices
 }
@@ -53,6 +54,23 @@ fn enumerate(runtime: Runtime) -> Vec<Device> {
         #[cfg(feature = "cuda")]
         Runtime::Cuda => Device::enumerate(DeviceType::Cuda).into_iter().collect(),
     }
+}
+
+/// Where a device's kind stands among the others; an adapter list of wgpu is in the order of the drivers.
+fn kind_order(device: &Device) -> u8 {
+    #[cfg(feature = "wgpu")]
+    if let DispatchDevice::Cube(CubeDevice::Wgpu(device)) = device.as_dispatch() {
+        use burn::backend::WgpuDeviceKind::{Cpu, DiscreteGpu, IntegratedGpu, VirtualGpu};
+        return match device.kind {
+            DiscreteGpu(_) => 0,
+            IntegratedGpu(_) => 1,
+            VirtualGpu(_) => 2,
+            Cpu => 3,
+            _ => 4,
+        };
+    }
+    let _ = device;
+    0
 }
 
 /// What an opened device says of itself.
@@ -106,7 +124,11 @@ pub fn open(device: &Device) -> Result<Option<Facts>, OpenError> {
             if let CubeDevice::Wgpu(wgpu) = cube {
                 wgpu::open(wgpu)?;
             }
-            Ok(Some(facts(cube)))
+            // Burn opens CUDA, and adapters for which it has no name, with a panic where they refuse.
+            let facts = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| facts(cube)));
+            facts.map(Some).map_err(|_| {
+                OpenError("the driver refused it; what it said was printed before".to_owned())
+            })
         }
         #[allow(unreachable_patterns)] // where CubeCL is the only backend
         _ => Ok(None),

@@ -47,8 +47,8 @@ pub use cross_entropy::{cross_entropy, cross_entropy_backward};
 pub use linear::linear;
 pub use memory::WeightMemory;
 pub use pointwise::{gated, rms_norm, rotate};
-pub use product::{add_product, add_product_in_blocks, scaled_product};
-pub use transposed::{transposed_product, transposed_product_by_matmul};
+pub use product::{add_product, scaled_product};
+pub use transposed::transposed_product;
 
 /// A float tensor of Flex.
 pub type FlexTensor = FloatTensor<Flex>;

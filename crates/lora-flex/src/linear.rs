@@ -144,6 +144,16 @@ mod tests {
         }
     }
 
+    /// What lora-core takes for granted of 64 rows and more, so that a disabled adapter changes no bit.
+    #[test]
+    fn many_rows_in_f32_have_the_bits_of_burns_product() {
+        for [rows, d_input, d_output] in [[64, 33, 70], [200, 700, 300]] {
+            let (x, weight) = (tensor([rows, d_input], 1), tensor([d_input, d_output], 2));
+            let found = linear(x.clone(), weight.clone(), None);
+            assert_eq!(values(&found), values(&Flex::float_matmul(x, weight)));
+        }
+    }
+
     #[test]
     fn other_types_and_no_values_take_burns_operations() {
         let bias = || Flex::float_reshape(tensor([1, 7], 3), [7].into());

@@ -70,7 +70,7 @@ pub fn add_product(mut y: FlexTensor, left: FlexTensor, right: FlexTensor) -> Fl
 ///
 /// # Panics
 /// When the shapes do not fit each other, or the dtypes differ other than that.
-pub fn add_product_in_blocks(y: FlexTensor, left: FlexTensor, right: FlexTensor) -> FlexTensor {
+fn add_product_in_blocks(y: FlexTensor, left: FlexTensor, right: FlexTensor) -> FlexTensor {
     /// Values of the product that are formed at a time: 1 MiB of f32, about an L2 cache.
     const BLOCK_VALUES: usize = 256 * 1024;
 

@@ -58,7 +58,7 @@ fn in_tiles(left: &FlexTensor, right: &FlexTensor) -> Option<FlexTensor> {
 ///
 /// # Panics
 /// When the shapes do not fit each other, or the dtypes differ other than f32 beside half precision.
-pub fn transposed_product_by_matmul(left: FlexTensor, right: FlexTensor) -> FlexTensor {
+fn transposed_product_by_matmul(left: FlexTensor, right: FlexTensor) -> FlexTensor {
     let (left, right) = in_one_dtype(left, right);
     if right.layout().strides()[0] == 1 {
         let product = Flex::float_matmul(Flex::float_transpose(right), left); // [columns, rank]

@@ -70,10 +70,11 @@ mod flex {
     }
 
     pub(super) fn cross_entropy(logits: &Tensor<2>, targets: &Tensor<1, Int>) -> Option<Tensor<1>> {
+        let logits = primitive(logits)?; // before the targets are waited for
         let targets = targets.to_data();
         let targets: Option<Vec<usize>> =
             targets.iter::<i64>().map(|target| usize::try_from(target).ok()).collect();
-        let losses = lora_flex::cross_entropy(&primitive(logits)?, &targets?)?;
+        let losses = lora_flex::cross_entropy(&logits, &targets?)?;
         Some(Tensor::from_primitive::<Flex>(losses))
     }
 

@@ -15,7 +15,8 @@ use crate::kernels;
 /// - logits `[rows, vocab_size]`, targets `[rows]`, output `[rows]`
 ///
 /// # Panics
-/// When the shapes do not fit each other, or a target is no class.
+/// When the shapes do not fit each other, or a target is no class, as far as the backend looks: CubeCL's does not, and
+/// reads what lies beyond.
 ///
 /// ```
 /// # #[cfg(feature = "flex")] {

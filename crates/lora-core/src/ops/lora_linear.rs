@@ -441,6 +441,9 @@ pub(crate) fn lora_linear_over(
 /// # Shapes
 /// - `x` `[rows, d_input]`, `weight` `[d_input, d_output]`, output `[rows, d_output]`
 pub(crate) fn product(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    if is_quantised(&weight) {
+        return x.matmul(weight);
+    }
     let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
     Tensor::from_dispatch(<Dispatch as LoraOps>::product(x, weight))
 }
@@ -450,8 +453,16 @@ pub(crate) fn product(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
 /// # Shapes
 /// - `x` `[rows, d_input]`, `weight` `[d_input, d_output]`, `bias` `[d_output]`, output `[rows, d_output]`
 pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+    if is_quantised(&weight) {
+        return x.matmul(weight) + bias.unsqueeze();
+    }
     let (x, weight, bias) = (x.into_dispatch(), weight.into_dispatch(), bias.into_dispatch());
     Tensor::from_dispatch(<Dispatch as LoraOps>::linear(x, weight, bias))
+}
+
+/// Whether it holds Burn's quantised numbers, which its own operations alone can read.
+fn is_quantised(weight: &Tensor<2>) -> bool {
+    matches!(weight.dtype(), DType::QFloat(_))
 }
 
 /// left^T · right, of which one has few columns, without gradients.
@@ -463,4 +474,89 @@ pub(crate) fn transposed_product(left: Tensor<2>, right: Tensor<2>) -> Tensor<2>
         left.into_dispatch(),
         right.into_dispatch(),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{DType, Tensor, TensorData};
+
+    use super::*;
+
+    fn values(shape: &[usize], seed: f32) -> TensorData {
+        let count: usize = shape.iter().product();
+        let value = |i: usize| ((i as f32 + 1.0) * seed * 0.37).sin();
+        TensorData::new((0..count).map(value).collect::<Vec<f32>>(), shape.to_vec())
+    }
+
+    fn close(what: &str, found: Option<TensorData>, expected: Option<TensorData>, bound: f64) {
+        assert_eq!(
+            found.is_some(),
+            expected.is_some(),
+            "{what}: a gradient where none is wanted, or none"
+        );
+        let (Some(found), Some(expected)) = (found, expected) else { return };
+        assert_eq!((found.shape(), found.dtype()), (expected.shape(), expected.dtype()), "{what}");
+        let (found, expected): (Vec<f64>, Vec<f64>) =
+            (found.iter().collect(), expected.iter().collect());
+        let largest = expected.iter().fold(0.0_f64, |largest, value| largest.max(value.abs()));
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() <= bound * largest, "{what}: {found} for {expected}");
+        }
+    }
+
+    /// Each combination of what is tracked, few rows and many, with every checkpointing: outputs and gradients are those
+    /// of Burn's operations.
+    #[test]
+    fn a_linear_layer_has_the_gradients_of_burns_operations() {
+        let device = crate::device_from_env().unwrap();
+        for device in [device.clone().autodiff(), device.autodiff().gradient_checkpointing()] {
+            for (dtype, bound) in [(DType::F32, 1e-5), (DType::BF16, 2e-2)] {
+                if !crate::supports_dtype(&device, dtype) {
+                    continue;
+                }
+                for rows in [3, 80] {
+                    for tracked in 0..8 {
+                        let run = |ours: bool, has_bias: bool| {
+                            let place = (&device, dtype);
+                            let wants = |at: usize| tracked >> at & 1 == 1;
+                            let x = Tensor::<2>::from_data(values(&[rows, 5], 1.0), place);
+                            let weight = Tensor::<2>::from_data(values(&[5, 7], 2.0), place);
+                            let bias = Tensor::<1>::from_data(values(&[7], 3.0), place);
+                            let x = x.set_require_grad(wants(0));
+                            let weight = weight.set_require_grad(wants(1));
+                            let bias = bias.set_require_grad(wants(2));
+                            let y = match (ours, has_bias) {
+                                (true, true) => linear(x.clone(), weight.clone(), bias.clone()),
+                                (true, false) => product(x.clone(), weight.clone()),
+                                (false, true) => {
+                                    x.clone().matmul(weight.clone()) + bias.clone().unsqueeze()
+                                }
+                                (false, false) => x.clone().matmul(weight.clone()),
+                            };
+                            let data = y.to_data();
+                            let factor = Tensor::from_data(values(&[rows, 7], 4.0), place);
+                            // Somewhere a gradient is wanted, or there would be no graph.
+                            let anchor = Tensor::<2>::from_data(values(&[rows, 7], 5.0), place);
+                            let sum = (y * factor + anchor.require_grad()).sum();
+                            let gradients = sum.backward();
+                            let of = |tensor: Tensor<2>| {
+                                tensor.grad(&gradients).map(|gradient| gradient.into_data())
+                            };
+                            let bias = bias.grad(&gradients).map(|gradient| gradient.into_data());
+                            (data, of(x), of(weight), bias)
+                        };
+                        for has_bias in [false, true] {
+                            let (found, expected) = (run(true, has_bias), run(false, has_bias));
+                            let what =
+                                format!("{dtype:?}, {rows} rows, {tracked:03b}, bias {has_bias}");
+                            close(&what, Some(found.0), Some(expected.0), bound);
+                            close(&format!("{what}: x"), found.1, expected.1, bound);
+                            close(&format!("{what}: W"), found.2, expected.2, bound);
+                            close(&format!("{what}: b"), found.3, expected.3, bound);
+                        }
+                    }
+                }
+            }
+        }
+    }
 }

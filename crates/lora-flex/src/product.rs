@@ -42,7 +42,7 @@ pub(crate) fn in_one_dtype(left: FlexTensor, right: FlexTensor) -> (FlexTensor, 
 /// it and adding it afterwards takes several times as long as computing it. So products are accumulated into
 /// y directly; where y is in half precision, the sum is a tensor of its own, formed from an f32 copy of some
 /// of y's rows at a time. Other dtypes, and a y in f32 that is shared or not contiguous, take
-/// [`add_product_in_blocks`]. Few rows, as in decoding, take the kernel of [`linear`], in all three dtypes.
+/// `add_product_in_blocks`. Few rows, as in decoding, take the kernel of [`linear`], in all three dtypes.
 /// Beside a y in half precision, left and right may be in f32; the sum is rounded once.
 ///
 /// # Shapes

@@ -27,7 +27,7 @@ const CHUNK: usize = 2048;
 /// read. A general matrix product walks down a strip of its columns, a new page of memory at every row;
 /// this one walks over blocks of whole rows and keeps the output in the cache. That is for tensors without
 /// gaps, one of them in f32 with up to 64 columns; the wide one may be in half precision, and is widened
-/// where it is read. Others take [`transposed_product_by_matmul`].
+/// where it is read. Others take `transposed_product_by_matmul`.
 ///
 /// # Shapes
 /// - left `[rows, m]`, right `[rows, n]`, output `[m, n]`, contiguous; in f32 where one of them is

@@ -504,6 +504,22 @@ mod tests {
         }
     }
 
+    #[test]
+    #[cfg(feature = "flex")]
+    fn a_weight_that_burn_quantised_is_multiplied_with_gradients() {
+        use burn::tensor::{Device, quantization::QuantScheme};
+        let device = Device::flex().autodiff();
+        let x = || Tensor::<2>::from_data(values(&[4, 32], 1.0), &device).require_grad();
+        let weight = Tensor::<2>::from_data(values(&[32, 32], 2.0), &device);
+        let quantised = weight.quantize_dynamic(&QuantScheme::default());
+        let bias = Tensor::<1>::from_data(values(&[32], 3.0), &device);
+        let expected = x().matmul(quantised.clone()).into_data();
+        close("x W", Some(product(x(), quantised.clone()).into_data()), Some(expected), 1e-6);
+        let y = linear(x(), quantised.clone(), bias.clone()).into_data();
+        let expected = (x().matmul(quantised) + bias.unsqueeze()).into_data();
+        close("x W + b", Some(y), Some(expected), 1e-6);
+    }
+
     /// Each combination of what is tracked, few rows and many, with every checkpointing: outputs and gradients are those
     /// of Burn's operations.
     #[test]

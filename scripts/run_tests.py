@@ -21,7 +21,7 @@ import time
 LONGEST = ["families", "misuse", "training", "peft"]
 # These name no device: they say nothing of one, and pages of a build with every backend count as memory.
 OF_NO_DEVICE = [
-    "folder_malformed", "gguf", "inits", "memory", "own_model", "packages", "sampling", "saved_names", "template",
+    "gguf", "inits", "memory", "own_model", "packages", "sampling", "saved_names",
 ]
 RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", re.MULTILINE)
 

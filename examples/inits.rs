@@ -49,7 +49,7 @@ fn main() -> ExitCode {
 }
 
 fn inits(options: &Options) -> Result<()> {
-    let device = Device::flex().autodiff();
+    let device = lora_core::device_from_env()?.autodiff();
     let checkpoint = Checkpoint::open(resource("examples/tiny_world"))?;
     let path = resource("examples/tiny_world/pirate.jsonl");
     let conversations = read_conversations(&path)?;

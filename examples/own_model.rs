@@ -108,7 +108,7 @@ fn main() -> ExitCode {
 }
 
 fn own_model() -> Result<()> {
-    let device = Device::flex().autodiff();
+    let device = lora_core::device_from_env()?.autodiff();
     device.seed(1);
     let clean = waves(0.0, 256, 1000, &device); // no training step has this seed
     let drifting = waves(6.0, 256, 1001, &device);

@@ -13,8 +13,8 @@ use lora_core::{
 
 fn problem(name: &str) -> DeviceProblem {
     match device_by_name(name).unwrap_err().kind() {
-        ErrorKind::Device { name: named, problem } => {
-            assert_eq!(named, name);
+        ErrorKind::Device { name: named, variable, problem } => {
+            assert_eq!((named.as_str(), *variable), (name, None));
             problem.clone()
         }
         kind => panic!("{name}: {kind:?}"),
@@ -131,10 +131,25 @@ fn the_table_of_types_in_the_documentation_is_true_of_this_device() {
 }
 
 fn devices(arguments: &[&str], variable: &str) -> Output {
+    example("devices", arguments, variable)
+}
+
+fn example(name: &str, arguments: &[&str], variable: &str) -> Output {
     let test = env::current_exe().unwrap();
     let profile = test.parent().and_then(Path::parent).unwrap();
-    let program = profile.join("examples/devices");
+    let program = profile.join("examples").join(name);
     Command::new(program).args(arguments).env("LORA_DEVICE", variable).output().unwrap()
+}
+
+#[test]
+fn a_wrong_name_in_the_variable_is_told_with_the_variable() {
+    let output = example("own_model", &[], "gpu");
+    assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        error.starts_with("error: device 'gpu' of the variable LORA_DEVICE: expected "),
+        "{error}"
+    );
 }
 
 #[test]

@@ -24,6 +24,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use workload::Job;
 
+const ALL: &str = "S,M,L,linear,decode,load,merge";
+
 type Answer<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// Measure this project beside its peers.
@@ -33,7 +35,7 @@ struct Options {
     #[arg(long, value_name = "PATH")]
     python: Option<PathBuf>,
     /// What to measure, separated by commas: S, M, L, linear, decode, load, merge
-    #[arg(long, value_name = "NAMES", default_value = "S,M,L,linear,decode,load,merge")]
+    #[arg(long, value_name = "NAMES", default_value = ALL)]
     only: String,
     /// How often the programs take turns
     #[arg(long, value_name = "NUMBER", default_value_t = 2)]
@@ -72,6 +74,9 @@ fn run(options: &Options) -> Answer<()> {
     }
     if options.page.is_some() && (options.python.is_none() || options.rounds == 0) {
         return Err("--page: expected --python too, and a round: the page compares".into());
+    }
+    if options.page.is_some() && options.only != ALL {
+        return Err("--page: expected no --only beside it: the page holds all".into());
     }
     let groups = peers::measure(options)?;
     for group in &groups {

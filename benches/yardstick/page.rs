@@ -1,6 +1,7 @@
 //! The tables, and the page that holds them.
 
 use std::path::Path;
+use std::process::Command;
 
 use crate::Answer;
 use crate::peers::{Group, Line, Program, apart, has_bf16};
@@ -57,7 +58,10 @@ pub fn table(group: &Group) -> String {
             "| program | tokens/s | spread | speed, PEFT f32 with an adapter = 1 | prompt, tokens/s | peak MB |\n\
              |---|---|---|---|---|---|\n"
         }
-        _ => "| program | seconds | spread | speed, PEFT f32 = 1 | peak MB beyond the start |\n|---|---|---|---|---|\n",
+        _ => {
+            "| program | seconds, first | again | spread | speed, PEFT f32 = 1 | peak MB beyond the start |\n\
+             |---|---|---|---|---|---|\n"
+        }
     });
     for line in &group.lines {
         let (measured, seconds) = (&line.measured, seconds(line));
@@ -89,7 +93,10 @@ pub fn table(group: &Group) -> String {
                 *prompt as f64 / median(&measured.prompt_seconds),
             ),
             Job::Load { .. } | Job::Merge { .. } => {
-                format!("| {name} | {middle:.3} | {spread:.0} % | {speed:.2} | {beyond:.0} |\n")
+                let first = median(&measured.first_seconds);
+                format!(
+                    "| {name} | {first:.3} | {middle:.3} | {spread:.0} % | {speed:.2} | {beyond:.0} |\n"
+                )
             }
         });
     }
@@ -108,8 +115,10 @@ pub fn page(groups: &[Group], picture: &Path, rounds: usize) -> Answer<String> {
          Every number is from one run on one machine, the programs taking turns {rounds} times; medians over all steps, and \
          as spread the slowest less the fastest over the median. A shared machine's speed wanders: ratios count, single \
          figures do not.\n\n\
-         Machine: {}.\n\n",
-        machine()
+         Machine: {}. Commit {}, {}.\n\n",
+        machine(),
+        says("git", &["describe", "--always", "--dirty"])?,
+        says("rustc", &["--version"])?,
     );
     for program in [Program::Here, Program::Peer] {
         let lines = groups.iter().flat_map(|group| &group.lines);
@@ -123,7 +132,10 @@ pub fn page(groups: &[Group], picture: &Path, rounds: usize) -> Answer<String> {
          weights in bf16 precision and made-up tokens; both programs read the same model, adapter and tokens, and their \
          losses are compared at every step: \"losses apart\" is the largest relative difference to the first line. \
          PEFT's \"medium\" is `torch.set_float32_matmul_precision(\"medium\")`; its attention is `sdpa`. Peaks are resident \
-         memory; the last of them with `MALLOC_MMAP_THRESHOLD_=131072`, since glibc otherwise keeps freed blocks.\n\n"
+         memory; the last of them with `MALLOC_MMAP_THRESHOLD_=131072`, since glibc otherwise keeps freed blocks. \
+         Loading and merging are done four times in a process: the first apart, which touches new memory, and the median \
+         of the others. New memory is dear in a virtual machine that gives unused memory back to its host, large \
+         pages of it (docs/adr/0029) the most.\n\n"
     ));
     if !has_bf16() {
         text.push_str(
@@ -136,6 +148,14 @@ pub fn page(groups: &[Group], picture: &Path, rounds: usize) -> Answer<String> {
         text.push('\n');
     }
     Ok(text)
+}
+
+/// The first line of what a program prints.
+fn says(program: &str, arguments: &[&str]) -> Answer<String> {
+    let output =
+        Command::new(program).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().next().unwrap_or("unknown").to_owned())
 }
 
 fn machine() -> String {

@@ -106,6 +106,7 @@ fn add(all: &mut Measured, one: Measured) {
     all.backward.extend(one.backward);
     all.optimizer.extend(one.optimizer);
     all.seconds.extend(one.seconds);
+    all.first_seconds.extend(one.first_seconds);
     all.prompt_seconds.extend(one.prompt_seconds);
     all.peak_bytes = all.peak_bytes.max(one.peak_bytes);
     (all.losses, all.tokens) = (one.losses, one.tokens);
@@ -238,7 +239,11 @@ fn group(name: &str, folder: &Path) -> Answer<Group> {
         }
         "load" => {
             let (model, _) = medium("L")?;
-            let job = |dtype: &str| Job::Load { model: model.clone(), dtype: dtype.to_owned() };
+            let job = |dtype: &str| Job::Load {
+                model: model.clone(),
+                dtype: dtype.to_owned(),
+                rounds: 3,
+            };
             let lines = ["f32", "bf16"]
                 .into_iter()
                 .flat_map(|dtype| [Here, Peer].map(|program| Line::new(program, dtype, job(dtype))))
@@ -247,7 +252,7 @@ fn group(name: &str, folder: &Path) -> Answer<Group> {
         }
         "merge" => {
             let (model, adapter) = medium("M")?;
-            let job = || Job::Merge { model: model.clone(), adapter: adapter.clone() };
+            let job = || Job::Merge { model: model.clone(), adapter: adapter.clone(), rounds: 3 };
             let lines = [Here, Peer].map(|program| Line::new(program, "f32", job())).into();
             ("merge", "Merging an adapter of rank 8 into M".to_owned(), 1, lines)
         }

@@ -35,19 +35,23 @@ pub fn work(job: &Job) -> Answer<Measured> {
             }
             decode(&decoder.valid(), *prompt, *written, &mut measured);
         }
-        Job::Load { model, dtype } => {
-            let start = Instant::now();
-            let decoder = decoder(model, dtype, &device)?;
-            device.sync()?;
-            measured.seconds.push(start.elapsed().as_secs_f64());
-            drop(decoder);
+        Job::Load { model, dtype, rounds } => {
+            for round in 0..=*rounds {
+                let start = Instant::now();
+                let decoder = decoder(model, dtype, &device)?;
+                device.sync()?;
+                measured.add(round, start.elapsed().as_secs_f64());
+                drop(decoder);
+            }
         }
-        Job::Merge { model, adapter } => {
-            let mut decoder = load_adapter(decoder(model, "f32", &device)?, adapter)?.0;
-            let start = Instant::now();
-            merge(&mut decoder)?;
-            device.sync()?;
-            measured.seconds.push(start.elapsed().as_secs_f64());
+        Job::Merge { model, adapter, rounds } => {
+            for round in 0..=*rounds {
+                let mut decoder = load_adapter(decoder(model, "f32", &device)?, adapter)?.0;
+                let start = Instant::now();
+                merge(&mut decoder)?;
+                device.sync()?;
+                measured.add(round, start.elapsed().as_secs_f64());
+            }
         }
     }
     measured.peak_bytes = resident("VmHWM")?;

@@ -143,10 +143,10 @@ pub enum Job {
         prompt: usize,
         written: usize,
     },
-    /// From a folder into memory.
-    Load { model: String, dtype: String },
-    /// An adapter into a model in memory.
-    Merge { model: String, adapter: String },
+    /// From a folder into memory, and again `rounds` times.
+    Load { model: String, dtype: String, rounds: usize },
+    /// An adapter into a model in memory, and again `rounds` times.
+    Merge { model: String, adapter: String, rounds: usize },
 }
 
 /// What a process measured, in seconds and bytes.
@@ -161,6 +161,8 @@ pub struct Measured {
     pub losses: Vec<f64>,
     /// Of a job without steps: each round's time.
     pub seconds: Vec<f64>,
+    /// The first time in each process, of `Job::Load` and `Job::Merge`.
+    pub first_seconds: Vec<f64>,
     /// Reading a prompt, of `Job::Decode`.
     pub prompt_seconds: Vec<f64>,
     /// The most that was held.
@@ -171,4 +173,14 @@ pub struct Measured {
     pub versions: String,
     /// What was written, of `Job::Decode`.
     pub tokens: Vec<i64>,
+}
+
+impl Measured {
+    /// Takes down a round's time, with the first apart.
+    pub fn add(&mut self, round: usize, seconds: f64) {
+        match round {
+            0 => self.first_seconds.push(seconds),
+            _ => self.seconds.push(seconds),
+        }
+    }
 }

@@ -172,7 +172,9 @@ impl fmt::Display for DeviceProblem {
 /// # Ok::<(), lora_core::Error>(())
 /// ```
 pub fn device_by_name(name: &str) -> Result<Device> {
-    found(name).map_err(|problem| ErrorKind::Device { name: name.to_owned(), problem }.into())
+    found(name).map_err(|problem| {
+        ErrorKind::Device { name: name.to_owned(), variable: None, problem }.into()
+    })
 }
 
 /// The device that the environment variable `LORA_DEVICE` names, or the first of
@@ -181,7 +183,11 @@ pub fn device_by_name(name: &str) -> Result<Device> {
 /// # Errors
 /// As [`device_by_name`], and when this build has no backend.
 pub fn device_from_env() -> Result<Device> {
-    device_by_name(&device_name_from_env())
+    let name = device_name_from_env();
+    found(&name).map_err(|problem| {
+        let is_set = std::env::var_os(VARIABLE).is_some_and(|value| !value.is_empty());
+        ErrorKind::Device { name, variable: is_set.then_some(VARIABLE), problem }.into()
+    })
 }
 
 /// The name that [`device_from_env`] opens.

@@ -247,10 +247,12 @@ pub enum ErrorKind {
         path: PathBuf,
     },
     /// A device's name gives no device.
-    #[error("device '{name}': {problem}")]
+    #[error("device '{name}'{}: {problem}", variable.map_or_else(String::new, |name| format!(" of the variable {name}")))]
     Device {
         /// The name, as it was given.
         name: String,
+        /// The environment variable that held it, where it came from one.
+        variable: Option<&'static str>,
         /// What is wrong with it.
         problem: DeviceProblem,
     },

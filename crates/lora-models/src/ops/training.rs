@@ -2,7 +2,7 @@
 //!
 //! Each function gives `None` on other backends and for tensors of another form; the caller's own operations are
 //! for those. Burn's operations one after the other keep the result of each for the backward pass, and go over it on
-//! one thread; these keep their inputs alone.
+//! one thread; these keep their inputs alone, with gradient checkpointing too.
 
 use burn::backend::autodiff::{
     Autodiff,

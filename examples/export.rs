@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use burn_lora::{Error, Result, say};
+use burn_lora::{Error, Result, say, tell_of_kernels};
 use clap::Parser;
 use lora_core::{Reader, load_adapter, read_adapter_info, save_portable};
 use lora_models::{Checkpoint, Decoder, open_weights, read_config, save_gguf_adapter};
@@ -50,6 +50,7 @@ fn export(options: &Options) -> Result<()> {
     } else {
         Checkpoint::open(&path)?.decoder(&device)?
     };
+    tell_of_kernels(&device);
     let (decoder, report) = load_adapter(decoder, &options.adapter)?;
     say(format!(
         "read       {}: {} layers",

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use burn::module::Module;
 use burn::tensor::Device;
-use burn_lora::{Result, resource, say};
+use burn_lora::{Result, resource, say, tell_of_kernels};
 use clap::Parser;
 use lora_core::{Init, LoraConfig, inject};
 use lora_models::Checkpoint;
@@ -58,6 +58,7 @@ fn inits(options: &Options) -> Result<()> {
         .map(|conversation| conversation.encode(&checkpoint.tokenizer, 256))
         .collect::<lora_train::Result<Vec<_>>>()?;
     let data = split(&path, samples, 32, 0)?;
+    tell_of_kernels(&device);
     let before = evaluate(&checkpoint.decoder(&device)?.valid(), &data.held_out, BATCH)?;
     say(format!("Held-out loss before: {before:.4} nats per token."));
 

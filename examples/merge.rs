@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use burn_lora::{ModelOptions, Result, say};
+use burn_lora::{ModelOptions, Result, say, tell_of_kernels};
 use clap::Parser;
 use lora_core::merge;
 use lora_models::{Checkpoint, SaveOptions, WeightDtype};
@@ -39,6 +39,7 @@ fn write(options: &Options) -> Result<()> {
     let device = burn_lora::open_device(None)?;
     // Merged in f32.
     let dtype = if options.model.adapter.is_some() { WeightDtype::F32 } else { options.dtype };
+    tell_of_kernels(&device);
     let mut decoder = checkpoint.decoder_as(dtype, &device)?;
     if let Some(adapted) = options.model.adapted(decoder.clone())? {
         decoder = adapted;

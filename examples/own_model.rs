@@ -11,7 +11,7 @@ use burn::nn::loss::CrossEntropyLossConfig;
 use burn::nn::{Gelu, LayerNorm, LayerNormConfig, LinearConfig};
 use burn::optim::{AdamWConfig, GradientsParams};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use burn_lora::{Error, Result, say};
+use burn_lora::{Error, Result, say, tell_of_kernels};
 use lora_core::{
     AdaptableLinear, AdapterInfo, LoraConfig, TargetModules, VisitLora, inject, load_adapter,
     merge, save_adapter,
@@ -109,6 +109,7 @@ fn main() -> ExitCode {
 
 fn own_model() -> Result<()> {
     let device = lora_core::device_from_env()?.autodiff();
+    tell_of_kernels(&device);
     device.seed(1);
     let clean = waves(0.0, 256, 1000, &device); // no training step has this seed
     let drifting = waves(6.0, 256, 1001, &device);

@@ -17,6 +17,7 @@ folder=${1:-$(dirname "$0")/../target/libtorch}
 say() { echo "libtorch.sh: $*" >&2; }
 fail() {
     say "$*"
+    echo false # what eval then gives
     exit 1
 }
 

@@ -4,7 +4,7 @@
 #   scripts/peers_env.sh target/peers          # from PyPI; its torch has CUDA: 3 GB are fetched
 #   scripts/peers_env.sh target/peers --cpu    # torch for the processor, from download.pytorch.org: 200 MB
 #
-# Needs Python 3.10 to 3.13 with venv.
+# Needs Python 3.11 to 3.13 with venv (Debian: python3-venv).
 set -euo pipefail
 
 usage="usage: $0 FOLDER [--cpu]"

@@ -2,13 +2,15 @@
 
 use std::env;
 use std::fs;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use burn::tensor::DType;
+use burn::nn::LinearConfig;
+use burn::tensor::{DType, Int, Tensor};
 use lora_core::{
-    BackendName, DeviceProblem, ErrorKind, backends, check_dtype, default_device_name,
-    device_by_name, device_from_env, supports_dtype,
+    AdaptableLinear, BackendName, DeviceProblem, ErrorKind, LoraConfig, backends, check_dtype,
+    default_device_name, device_by_name, device_from_env, inject, supports_dtype,
 };
 
 fn problem(name: &str) -> DeviceProblem {
@@ -103,14 +105,22 @@ fn the_table_of_types_in_the_documentation_is_true_of_this_device() {
     );
     let page = page.unwrap();
     let (backend, _) = name.split_once(":0").unwrap_or((&name, ""));
+    // Their kernels are those of the device `wgpu` too.
+    let backend = match backend {
+        "wgpu" if cfg!(feature = "vulkan") => "vulkan",
+        "wgpu" if cfg!(feature = "metal") => "metal",
+        other => other,
+    };
     // The table of features before it has rows of these names too.
-    let (_, table) = page.split_once("| device | f32 | bf16 | f16 |").unwrap();
+    let (_, table) =
+        page.split_once("| device | f32 | bf16 | f16 | f64 | no such class |").unwrap();
     let row = table
         .lines()
         .find(|line| line.starts_with(&format!("| `{backend}` |")))
         .unwrap_or_else(|| panic!("backends.md has no row for {backend}"));
     let cells: Vec<&str> = row.split('|').map(str::trim).collect();
-    for (cell, dtype) in cells[2..5].iter().zip([DType::F32, DType::BF16, DType::F16]) {
+    let dtypes = [DType::F32, DType::BF16, DType::F16, DType::F64];
+    for (cell, dtype) in cells[2..6].iter().zip(dtypes) {
         let says = match *cell {
             "yes" => true,
             "no" => false,
@@ -119,12 +129,44 @@ fn the_table_of_types_in_the_documentation_is_true_of_this_device() {
             other => panic!("{row}: expected yes, no or depends, found {other}"),
         };
         assert_eq!(supports_dtype(&device, dtype), says, "{backend}, {dtype:?}");
+        let layer = LinearConfig::new(4, 3).init(&device);
+        let config = LoraConfig { dtype: Some(dtype), ..LoraConfig::new(2, 4.0) };
+        let adapted = inject(vec![AdaptableLinear::from(layer)], &config);
+        assert_eq!(adapted.is_ok(), says, "{backend}, an adapter in {dtype:?}");
         match check_dtype(&device, dtype) {
             Ok(()) => assert!(says),
             Err(error) => {
                 let message = error.to_string();
                 assert!(!says && message.contains(dtype.name()), "{message}");
                 assert!(message.starts_with(&format!("device {name}")), "{message}");
+            }
+        }
+    }
+}
+
+/// As the same table says: an error of the program that a device sees, or a loss that nobody takes for one.
+#[test]
+fn a_target_that_is_no_class_is_seen() {
+    let device = device_from_env().unwrap();
+    for targets in [[0, 3], [-1, 1]] {
+        let losses = || {
+            let logits = Tensor::<2>::zeros([2, 3], &device);
+            let targets = Tensor::<1, Int>::from_data(targets, &device);
+            lora_models::cross_entropy(logits, targets)
+                .into_data()
+                .iter::<f32>()
+                .collect::<Vec<_>>()
+        };
+        match lora_core::compiles_kernels(&device) {
+            true => {
+                let losses = losses();
+                let is_class = |target: &i32| (0..3).contains(target);
+                for (loss, target) in losses.iter().zip(&targets) {
+                    assert_eq!(loss.is_finite(), is_class(target), "{losses:?} of {targets:?}");
+                }
+            }
+            false => {
+                assert!(std::panic::catch_unwind(AssertUnwindSafe(losses)).is_err(), "{targets:?}")
             }
         }
     }

@@ -88,8 +88,9 @@ fn run(options: &Options) -> Answer<()> {
     }
     if let Some(path) = &options.page {
         let name = path.with_extension("png");
+        let page = page::page(&groups, &name, options.rounds)?; // it names the commit, which a picture changes
         picture::draw(&name, &groups)?;
-        std::fs::write(path, page::page(&groups, &name, options.rounds)?)?;
+        std::fs::write(path, page)?;
         println!("written {} and {}", path.display(), name.display());
     }
     Ok(())

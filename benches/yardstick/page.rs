@@ -130,9 +130,11 @@ pub fn page(groups: &[Group], picture: &Path, rounds: usize) -> Answer<String> {
         "\n![Training speed and peak memory]({picture})\n\n\
          Training steps are LoRA of rank 8, alpha 16, on all seven projections, without dropout, with AdamW, over random \
          weights in bf16 precision and made-up tokens; both programs read the same model, adapter and tokens, and their \
-         losses are compared at every step: \"losses apart\" is the largest relative difference to the first line. \
+         losses are compared at every step: \"losses apart\" is the largest relative difference to the first line. Of one \
+         layer the mean squares of output and gradients are compared, of loading and merging those of a weight, of \
+         writing in f32 the tokens. \
          PEFT's \"medium\" is `torch.set_float32_matmul_precision(\"medium\")`; its attention is `sdpa`. Peaks are resident \
-         memory; the last of them with `MALLOC_MMAP_THRESHOLD_=131072`, since glibc otherwise keeps freed blocks. \
+         memory of the processor; the last of them with `MALLOC_MMAP_THRESHOLD_=131072`, since glibc otherwise keeps freed blocks. \
          Loading and merging are done four times in a process: the first apart, which touches new memory, and the median \
          of the others. New memory is dear in a virtual machine that gives unused memory back to its host, large \
          pages of it (docs/adr/0029) the most.\n\n"

@@ -115,6 +115,9 @@ fn add(all: &mut Measured, one: Measured) {
 
 /// A program computes the same in every round.
 fn check_repeated(line: &Line, now: &Measured) -> Answer<()> {
+    if !line.measured.tokens.is_empty() && line.measured.tokens != now.tokens {
+        return Err(format!("{}: wrote other tokens in this round", line.name).into());
+    }
     let before = &line.measured.losses;
     if !before.is_empty() && (apart(&now.losses, before) > 1e-5 || now.losses.len() != before.len())
     {
@@ -301,6 +304,9 @@ fn files(shape: &Shape, folder: &Path) -> Answer<(String, String)> {
 pub fn disagreements(group: &Group) -> Vec<String> {
     let Some(first) = group.lines.first() else { return Vec::new() };
     let mut found = Vec::new();
+    if matches!(first.job, Job::Linear { .. }) {
+        return of_layers(group);
+    }
     for line in
         group.lines.iter().filter(|line| line.name.contains("f32") && !line.name.contains("bf16"))
     {
@@ -326,6 +332,28 @@ pub fn disagreements(group: &Group) -> Vec<String> {
                 "{group}, {name}: expected the losses of {} within {bound}, found {apart:.1e}",
                 first.name
             ));
+        }
+    }
+    found
+}
+
+/// Layers with an adapter are compared with each other, and those without.
+fn of_layers(group: &Group) -> Vec<String> {
+    let (frozen, adapted): (Vec<_>, Vec<_>) = group
+        .lines
+        .iter()
+        .partition(|line| matches!(&line.job, Job::Linear { layer, .. } if layer == "frozen"));
+    let mut found = Vec::new();
+    for lines in [frozen, adapted] {
+        let Some((first, others)) = lines.split_first() else { continue };
+        for line in others {
+            let apart = apart(&line.measured.losses, &first.measured.losses);
+            if apart.is_nan() || apart > 1e-5 {
+                found.push(format!(
+                    "{}, {}: expected the mean squares of {} within 1e-5, found {apart:.1e}",
+                    group.name, line.name, first.name
+                ));
+            }
         }
     }
     found

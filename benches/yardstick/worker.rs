@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
-use burn::module::{Lora, Module};
+use burn::module::{Module, Param};
 use burn::nn::LinearConfig;
 use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use lora_core::{FrozenLinear, LoraLinear, load_adapter, merge};
 use lora_models::{Decoder, KvCache, WeightDtype, open_weights, read_config};
 use lora_train::{Batch, batch_loss};
@@ -36,25 +36,36 @@ pub fn work(job: &Job) -> Answer<Measured> {
             decode(&decoder.valid(), *prompt, *written, &mut measured);
         }
         Job::Load { model, dtype, rounds } => {
+            let mut last = None;
             for round in 0..=*rounds {
+                drop(last.take());
                 let start = Instant::now();
                 let decoder = decoder(model, dtype, &device)?;
                 device.sync()?;
                 measured.add(round, start.elapsed().as_secs_f64());
-                drop(decoder);
+                last = Some(decoder);
             }
+            measured.peak_bytes = resident("VmHWM")?;
+            measured.losses.extend(last.iter().filter_map(first_projection));
         }
         Job::Merge { model, adapter, rounds } => {
+            let mut last = None;
             for round in 0..=*rounds {
+                drop(last.take());
                 let mut decoder = load_adapter(decoder(model, "f32", &device)?, adapter)?.0;
                 let start = Instant::now();
                 merge(&mut decoder)?;
                 device.sync()?;
                 measured.add(round, start.elapsed().as_secs_f64());
+                last = Some(decoder);
             }
+            measured.peak_bytes = resident("VmHWM")?;
+            measured.losses.extend(last.iter().filter_map(first_projection));
         }
     }
-    measured.peak_bytes = resident("VmHWM")?;
+    if measured.peak_bytes == 0.0 {
+        measured.peak_bytes = resident("VmHWM")?;
+    }
     let device = std::env::var("LORA_DEVICE");
     let device = device.unwrap_or_else(|_| lora_core::default_device_name().to_owned());
     let threads = std::env::var("RAYON_NUM_THREADS").unwrap_or_else(|_| "all".to_owned());
@@ -119,33 +130,46 @@ fn linear(
     device: &Device,
     measured: &mut Measured,
 ) -> Answer<()> {
-    let base = LinearConfig::new(d, d).with_bias(false).init(device);
-    let alpha = 2.0 * rank as f64;
+    let numbers = |shape, seed| numbers(shape, seed, device);
+    let mut base = LinearConfig::new(d, d).with_bias(false).init(device);
+    base.weight = Param::from_tensor(numbers([d, d], 1) / (d as f64).sqrt());
+    let mut lora = LoraLinear::wrap(base.clone(), rank, 2.0 * rank as f64)?;
+    let adapter = lora.adapter_mut();
+    adapter.lora_a = Param::from_tensor(numbers([d, rank], 2) / (d as f64).sqrt());
+    adapter.lora_b = Param::from_tensor(numbers([rank, d], 3) / (rank as f64).sqrt());
+    let mut trained = vec![adapter.lora_a.val(), adapter.lora_b.val()];
     let forward: Box<dyn Fn(Tensor<2>) -> Tensor<2>> = match layer {
         "frozen" => {
+            trained.clear();
             let layer = FrozenLinear::new(base);
             Box::new(move |x| layer.forward(x))
         }
-        "lora" => {
-            let layer = LoraLinear::wrap(base, rank, alpha)?;
-            Box::new(move |x| layer.forward(x))
-        }
+        "lora" => Box::new(move |x| lora.forward(x)),
         "burn" => {
-            let _ = base.weight.val();
-            let layer = base.apply_lora(Lora::new(rank, alpha));
+            let layer = lora.into_burn()?;
             Box::new(move |x| layer.forward(x))
         }
         other => return Err(format!("no layer '{other}'").into()),
     };
-    let x = Tensor::<2>::random([rows, d], Distribution::Normal(0.0, 1.0), device).require_grad();
+    let x = numbers([rows, d], 4).require_grad();
+    trained.insert(0, x.clone());
+    std::fs::write("/proc/self/clear_refs", "5")?; // VmHWM begins here: making the numbers does not count
     for round in 0..=rounds {
         let start = Instant::now();
         let y = forward(x.clone());
         device.sync()?;
         let to_y = start.elapsed().as_secs_f64();
-        let gradients = y.sum().backward();
+        let gradients = y.clone().sum().backward();
         device.sync()?;
         let all = start.elapsed().as_secs_f64();
+        if round == 0 {
+            measured.peak_bytes = resident("VmHWM")?; // the rest is for the comparison
+            measured.losses.push(mean_square(y));
+            for leaf in &trained {
+                let gradient = leaf.grad(&gradients).ok_or("no gradient")?;
+                measured.losses.push(mean_square(gradient));
+            }
+        }
         drop(gradients);
         if round > 0 {
             measured.forward.push(to_y);
@@ -154,6 +178,28 @@ fn linear(
         }
     }
     Ok(())
+}
+
+/// Numbers from -1 to 1 that are the same in every program.
+fn numbers([rows, columns]: [usize; 2], seed: u64, device: &Device) -> Tensor<2> {
+    let number = |i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.0 - 1.0;
+    let values: Vec<f32> = (0..(rows * columns) as u64).map(number).collect();
+    Tensor::from_data(TensorData::new(values, [rows, columns]), device)
+}
+
+fn mean_square(tensor: Tensor<2>) -> f64 {
+    let values = tensor.into_data();
+    let squares = values.iter::<f64>().map(|value| value * value).sum::<f64>();
+    squares / values.shape().iter().product::<usize>() as f64
+}
+
+/// The mean square of a weight of the first block, which shows what was loaded and merged.
+fn first_projection(decoder: &Decoder) -> Option<f64> {
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let (_, weight) = decoder.named_tensors().find(|(found, _)| found == name)?;
+    let values = weight.values.to_f32();
+    let squares = values.iter().map(|value| f64::from(value * value)).sum::<f64>();
+    Some(squares / values.len() as f64)
 }
 
 fn decode(decoder: &Decoder, prompt: usize, written: usize, measured: &mut Measured) {

@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Distribution, Tensor};
 
 use crate::config::AdapterConfig;
+use crate::device::check_dtype;
 use crate::error::{Error, Result};
 use crate::frozen::{FrozenLayer, LayerKind, frozen_param};
 use crate::init::Init;
@@ -109,6 +110,7 @@ impl LoraAdapter {
             check_grouped(groups, config)?;
         }
         let dtype = adapter_dtype(weight.dtype(), config.dtype)?;
+        check_dtype(&device, dtype)?;
         // What stands in for the layer's own values is not rounded: it starts as they are.
         let of_layer = adapter_dtype(weight.dtype(), None)?;
         // A grouped convolution's A is larger than its weight, which such a start does not look at.

@@ -15,8 +15,8 @@ use crate::kernels;
 /// - logits `[rows, vocab_size]`, targets `[rows]`, output `[rows]`
 ///
 /// # Panics
-/// When the shapes do not fit each other, or a target is no class, as far as the backend looks: CubeCL's does not, and
-/// reads what lies beyond.
+/// When the shapes do not fit each other. When a target is no class, too, but for devices that cannot say so while they
+/// compute (wgpu, Vulkan, Metal, CUDA through CubeCL): the loss of that row is NaN there.
 ///
 /// ```
 /// # #[cfg(feature = "flex")] {
@@ -41,5 +41,15 @@ pub(crate) fn by_operations(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tenso
         DType::F32 | DType::F64 => logits,
         _ => logits.cast(DType::F32),
     };
-    log_softmax(logits, 1).gather(1, targets.unsqueeze_dim(1)).neg().reshape([rows])
+    let looks = !lora_core::compiles_kernels(&logits.device());
+    let classes = logits.dims()[1] as i64;
+    let of = |targets: Tensor<1, Int>| {
+        log_softmax(logits, 1).gather(1, targets.unsqueeze_dim(1)).neg().reshape([rows])
+    };
+    if looks || classes == 0 {
+        return of(targets);
+    }
+    let is_beyond =
+        targets.clone().lower_elem(0).bool_or(targets.clone().greater_elem(classes - 1));
+    of(targets.clamp(0, classes - 1)).mask_fill(is_beyond, f32::NAN)
 }

@@ -550,6 +550,7 @@ mod tests {
                                 (false, false) => x.clone().matmul(weight.clone()),
                             };
                             let data = y.to_data();
+                            let _ = data.as_bytes(); // CubeCL reads at the first look, and y goes on
                             let factor = Tensor::from_data(values(&[rows, 7], 4.0), place);
                             // Somewhere a gradient is wanted, or there would be no graph.
                             let anchor = Tensor::<2>::from_data(values(&[rows, 7], 5.0), place);

@@ -131,32 +131,35 @@ def decode(job, answer):
         answer["tokens"] = tokens
 
 
-def load_job(job, answer):
+def repeat(job, answer, once):
+    """Does a job once, and again, without what the time before made; then compares the last."""
     for step in range(job["rounds"] + 1):
-        start = now()
-        model = load(job)
-        answer["seconds" if step > 0 else "first_seconds"].append(now() - start)
-        if step < job["rounds"]:
-            del model
-    first_projection(model, answer)
-
-
-def first_projection(model, answer):
-    answer["peak_bytes"] = resident("VmHWM")
+        model = None
+        seconds, model = once()
+        answer["seconds" if step > 0 else "first_seconds"].append(seconds)
+    answer["peak_bytes"] = resident("VmHWM")  # the rest is for the comparison
     weight = next(p for name, p in model.named_parameters() if name.endswith("layers.0.self_attn.q_proj.weight"))
     answer["losses"] = [mean_square(weight)]
 
 
+def load_job(job, answer):
+    def once():
+        start = now()
+        model = load(job)
+        return now() - start, model
+
+    repeat(job, answer, once)
+
+
 @torch.no_grad()
 def merge(job, answer):
-    for step in range(job["rounds"] + 1):
+    def once():
         model = PeftModel.from_pretrained(load(job), job["adapter"])
         start = now()
         model = model.merge_and_unload()
-        answer["seconds" if step > 0 else "first_seconds"].append(now() - start)
-        if step < job["rounds"]:
-            del model
-    first_projection(model, answer)
+        return now() - start, model
+
+    repeat(job, answer, once)
 
 
 def resident(field):

@@ -36,31 +36,21 @@ pub fn work(job: &Job) -> Answer<Measured> {
             decode(&decoder.valid(), *prompt, *written, &mut measured);
         }
         Job::Load { model, dtype, rounds } => {
-            let mut last = None;
-            for round in 0..=*rounds {
-                drop(last.take());
+            repeat(*rounds, &mut measured, || {
                 let start = Instant::now();
                 let decoder = decoder(model, dtype, &device)?;
                 device.sync()?;
-                measured.add(round, start.elapsed().as_secs_f64());
-                last = Some(decoder);
-            }
-            measured.peak_bytes = resident("VmHWM")?;
-            measured.losses.extend(last.iter().filter_map(first_projection));
+                Ok((start.elapsed().as_secs_f64(), decoder))
+            })?;
         }
         Job::Merge { model, adapter, rounds } => {
-            let mut last = None;
-            for round in 0..=*rounds {
-                drop(last.take());
+            repeat(*rounds, &mut measured, || {
                 let mut decoder = load_adapter(decoder(model, "f32", &device)?, adapter)?.0;
                 let start = Instant::now();
                 merge(&mut decoder)?;
                 device.sync()?;
-                measured.add(round, start.elapsed().as_secs_f64());
-                last = Some(decoder);
-            }
-            measured.peak_bytes = resident("VmHWM")?;
-            measured.losses.extend(last.iter().filter_map(first_projection));
+                Ok((start.elapsed().as_secs_f64(), decoder))
+            })?;
         }
     }
     if measured.peak_bytes == 0.0 {
@@ -73,6 +63,28 @@ pub fn work(job: &Job) -> Answer<Measured> {
     measured.versions =
         format!("this project {version} on Burn 0.22.1, {threads} threads on {device}");
     Ok(measured)
+}
+
+/// Does a job once, and again `rounds` times, without what the time before made; then compares the last.
+fn repeat(
+    rounds: usize,
+    measured: &mut Measured,
+    once: impl Fn() -> Answer<(f64, Decoder)>,
+) -> Answer<()> {
+    let (seconds, mut made) = once()?;
+    measured.first_seconds.push(seconds);
+    for _ in 0..rounds {
+        drop(made);
+        let seconds;
+        (seconds, made) = once()?;
+        measured.seconds.push(seconds);
+    }
+    measured.peak_bytes = resident("VmHWM")?; // the rest is for the comparison
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let found = made.named_tensors().find(|(found, _)| found == name);
+    let (_, weight) = found.ok_or_else(|| format!("no {name}"))?;
+    measured.losses.push(mean_square(weight.values.to_f32().into_iter().map(f64::from)));
+    Ok(())
 }
 
 fn decoder(folder: &str, dtype: &str, device: &Device) -> Answer<Decoder> {
@@ -164,10 +176,10 @@ fn linear(
         let all = start.elapsed().as_secs_f64();
         if round == 0 {
             measured.peak_bytes = resident("VmHWM")?; // the rest is for the comparison
-            measured.losses.push(mean_square(y));
+            measured.losses.push(mean_square(y.into_data().iter()));
             for leaf in &trained {
                 let gradient = leaf.grad(&gradients).ok_or("no gradient")?;
-                measured.losses.push(mean_square(gradient));
+                measured.losses.push(mean_square(gradient.into_data().iter()));
             }
         }
         drop(gradients);
@@ -187,19 +199,10 @@ fn numbers([rows, columns]: [usize; 2], seed: u64, device: &Device) -> Tensor<2>
     Tensor::from_data(TensorData::new(values, [rows, columns]), device)
 }
 
-fn mean_square(tensor: Tensor<2>) -> f64 {
-    let values = tensor.into_data();
-    let squares = values.iter::<f64>().map(|value| value * value).sum::<f64>();
-    squares / values.shape().iter().product::<usize>() as f64
-}
-
-/// The mean square of a weight of the first block, which shows what was loaded and merged.
-fn first_projection(decoder: &Decoder) -> Option<f64> {
-    let name = "model.layers.0.self_attn.q_proj.weight";
-    let (_, weight) = decoder.named_tensors().find(|(found, _)| found == name)?;
-    let values = weight.values.to_f32();
-    let squares = values.iter().map(|value| f64::from(value * value)).sum::<f64>();
-    Some(squares / values.len() as f64)
+fn mean_square(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, count) =
+        values.fold((0.0, 0), |(sum, count), value| (sum + value * value, count + 1));
+    sum / f64::from(count)
 }
 
 fn decode(decoder: &Decoder, prompt: usize, written: usize, measured: &mut Measured) {

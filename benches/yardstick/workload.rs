@@ -174,13 +174,3 @@ pub struct Measured {
     /// What was written, of `Job::Decode`.
     pub tokens: Vec<i64>,
 }
-
-impl Measured {
-    /// Takes down a round's time, with the first apart.
-    pub fn add(&mut self, round: usize, seconds: f64) {
-        match round {
-            0 => self.first_seconds.push(seconds),
-            _ => self.seconds.push(seconds),
-        }
-    }
-}

@@ -68,7 +68,7 @@ impl LoraAdapter {
     /// When the rank is 0 or above both of the layer's sizes (above one of them, to start from the weight),
     /// or odd for the orthogonal start; when alpha or a standard deviation is not a finite number above 0, or
     /// dropout is not in `[0, 1)`; with `lora_bias` beside DoRA; when the weight is quantised, or holds NaN
-    /// or infinity where the starting values follow from it.
+    /// or infinity where the starting values follow from it; when the device does not compute in the dtype.
     pub fn new(
         weight: &Tensor<2>,
         bias: Option<&Tensor<1>>,

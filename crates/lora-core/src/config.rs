@@ -68,7 +68,8 @@ pub struct LoraConfig {
     /// Embeddings of which some rows train in full: the name of the embedding (as in target lists)
     /// and the rows, which are token ids.
     pub trainable_tokens: Vec<(String, Vec<usize>)>,
-    /// The dtype of A and B; f32 (f64 beside f64 weights) where none is given.
+    /// The dtype of A and B; f32 (f64 beside f64 weights) where none is given. One that the layer's device does not
+    /// compute in is an error ([`check_dtype`](crate::check_dtype)).
     pub dtype: Option<DType>,
     /// Seed of the starting values; each layer's follow from it and from the layer's path.
     pub seed: u64,

@@ -19,7 +19,6 @@ use crate::adapter::{
     LoraAdapter, adapter_dtype, check_grouped, column_squares, in_dtype, in_full,
 };
 use crate::config::AdapterConfig;
-use crate::device::check_dtype;
 use crate::error::{Error, ErrorKind, Result, first_few};
 use crate::frozen::LayerKind;
 use crate::init::Init;
@@ -408,7 +407,6 @@ impl<'a> Reader<'a> {
         bias: Option<&Tensor<1>>,
     ) -> Result<Option<Adaptation>> {
         let (device, dtype) = (weight.device(), adapter_dtype(weight.dtype(), config.dtype)?);
-        check_dtype(&device, dtype)?;
         // Of other layers PEFT starts at zero whatever the config says.
         let starts_from_weight = config.init.starts_from_weight() && slot.kind == LayerKind::Linear;
         if slot.groups() > 1 {

@@ -17,9 +17,16 @@ folder=${1:-$(dirname "$0")/../target/libtorch}
 say() { echo "libtorch.sh: $*" >&2; }
 fail() {
     say "$*"
-    echo false # what eval then gives
     exit 1
 }
+
+work=
+finish() { # whatever went wrong: `false` is what eval then gives
+    local status=$?
+    [[ -z $work ]] || rm -rf "$work"
+    [[ $status == 0 ]] || echo false
+}
+trap finish EXIT
 
 command -v "$python" >/dev/null || fail "expected Python 3, found no '$python'; install it, or set PYTHON"
 
@@ -53,7 +60,6 @@ if [[ ! -e $folder/build-version ]]; then
     "$python" -m pip --version >/dev/null 2>&1 || fail "expected pip, found none; install it (Debian: python3-pip)"
     mkdir -p "$(dirname "$folder")"
     work=$(mktemp -d "$(dirname "$folder")/libtorch.XXXXXX")
-    trap 'rm -rf "$work"' EXIT
     say "fetching PyTorch $VERSION from PyPI, 1 GB"
     # The libraries are the same for every version of Python.
     "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \

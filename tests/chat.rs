@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use burn::module::Param;
-use burn::tensor::{DType, Device, Distribution, Tensor};
+use burn::tensor::{DType, Distribution, Tensor};
 use lora_core::{AdapterInfo, LoraConfig, VisitLora, inject, save_adapter};
 use lora_models::Checkpoint;
 use tempfile::TempDir;
@@ -48,7 +48,7 @@ fn refused(name: &str, arguments: &[&str], part: &str) {
 
 /// An adapter that turns the small model's answers into something else.
 fn adapter() -> TempDir {
-    let device = Device::flex();
+    let device = lora_core::device_from_env().unwrap();
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/tiny_world");
     let decoder = Checkpoint::open(model).unwrap().decoder(&device).unwrap();
     let (mut decoder, _) = inject(decoder, &LoraConfig::new(4, 8.0)).unwrap();

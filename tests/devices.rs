@@ -88,7 +88,8 @@ fn what_is_listed_is_there_and_the_rest_is_explained() {
         };
         match (count, problem(&next)) {
             (0, DeviceProblem::Absent { reason }) => {
-                assert!(reason.contains("no") || reason.contains("alone"))
+                let helps = ["driver", "built for the processor", "macOS"];
+                assert!(helps.iter().any(|help| reason.contains(help)), "{reason}");
             }
             (1.., DeviceProblem::NoSuchIndex { names }) => assert_eq!(names.len(), count),
             (_, other) => panic!("{next}: {other:?}"),
@@ -102,7 +103,11 @@ fn row_of(name: &str) -> Vec<String> {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/lora-core/docs/backends.md"),
     );
     let page = page.unwrap();
-    let (backend, _) = name.split_once(":0").unwrap_or((name, ""));
+    let name = if name == "tch" { "tch:cpu" } else { name };
+    let backend = match name.rsplit_once(':') {
+        Some((backend, number)) if number.parse::<usize>().is_ok() => backend,
+        _ => name,
+    };
     // Their kernels are those of the device `wgpu` too.
     let backend = match backend {
         "wgpu" if cfg!(feature = "vulkan") => "vulkan",
@@ -148,6 +153,16 @@ fn the_table_of_types_in_the_documentation_is_true_of_this_device() {
             }
         }
     }
+}
+
+/// A layer whose product would not end is refused before there is an adapter beside it.
+#[test]
+#[cfg(feature = "tch")]
+fn a_layer_in_a_type_that_its_device_lacks_is_refused() {
+    let layer = LinearConfig::new(4, 3).init(&burn::tensor::Device::libtorch());
+    let in_half = burn::nn::Linear { weight: layer.weight.map(|w| w.cast(DType::F16)), bias: None };
+    let error = lora_core::LoraLinear::wrap(in_half, 2, 4.0).unwrap_err().to_string();
+    assert!(error.starts_with("device tch:cpu") && error.contains("f16"), "{error}");
 }
 
 /// As the same table says: an error of the program that a device sees, or a loss that nobody takes for one.

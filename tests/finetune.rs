@@ -82,7 +82,7 @@ fn the_main_job_prints_its_report_and_leaves_a_run_that_can_be_repeated() {
 
     // The adapter is a working one.
     let checkpoint = Checkpoint::open(tiny_world()).unwrap();
-    let decoder = checkpoint.decoder(&burn::tensor::Device::flex()).unwrap();
+    let decoder = checkpoint.decoder(&lora_core::device_from_env().unwrap()).unwrap();
     let (_, report) = load_adapter(decoder, first.join("adapter")).unwrap();
     assert_eq!(report.applied.adapted.len(), 7 * checkpoint.config.num_hidden_layers);
 
@@ -108,7 +108,7 @@ fn the_main_job_prints_its_report_and_leaves_a_run_that_can_be_repeated() {
 #[test]
 fn the_repositorys_model_speaks_of_its_world() {
     let checkpoint = Checkpoint::open(tiny_world()).unwrap();
-    let decoder = checkpoint.decoder(&burn::tensor::Device::flex()).unwrap();
+    let decoder = checkpoint.decoder(&lora_core::device_from_env().unwrap()).unwrap();
     let tokenizer = &checkpoint.tokenizer;
     for (question, fact) in
         [("Where does the fox live?", "barn"), ("What does the owl eat?", "walnuts")]

@@ -1,8 +1,8 @@
 //! What an adapter costs in memory, and what reading, writing and merging a model does: each in a
 //! process of its own.
 //!
-//! Linux only: the peak is read from `/proc/self`.
-#![cfg(target_os = "linux")]
+//! Linux and Flex only: the peak is read from `/proc/self`, and what a device holds is not in it.
+#![cfg(all(target_os = "linux", feature = "flex"))]
 
 use std::env;
 use std::fs;

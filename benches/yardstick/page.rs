@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::Answer;
-use crate::peers::{Group, Line, Program, apart, has_bf16};
+use crate::peers::{Group, Line, Program, apart, peer_trains_in_bf16};
 use crate::workload::Job;
 
 pub fn median(values: &[f64]) -> f64 {
@@ -42,27 +42,28 @@ fn reference(group: &Group) -> Option<&Line> {
 /// A group as a table in Markdown.
 pub fn table(group: &Group) -> String {
     let trains = matches!(group.lines.first().map(|line| &line.job), Some(Job::Train { .. }));
-    let reference = reference(group).map_or(f64::NAN, |line| median(&seconds(line)));
     let first = group.lines.first();
-    let mut text = format!("### {}\n\n", group.what);
-    text.push_str(match first.map(|line| &line.job) {
-        Some(Job::Train { .. }) => {
-            "| program | tokens/s | spread | speed, PEFT f32 = 1 | forward / backward / optimizer, ms | \
-             peak MB | peak MB, freed memory given back | last loss | losses apart |\n|---|---|---|---|---|---|---|---|---|\n"
-        }
-        Some(Job::Linear { .. }) => {
-            "| program | ms | spread | time, torch's frozen = 1 | forward / backward, ms | peak MB beyond the start |\n\
-             |---|---|---|---|---|---|\n"
-        }
+    let one = reference(group).map_or("", |line| &line.name);
+    let reference = reference(group).map_or(f64::NAN, |line| median(&seconds(line)));
+    let columns = match first.map(|line| &line.job) {
+        Some(Job::Train { .. }) => format!(
+            "tokens/s | spread | speed ({one} = 1) | forward / backward / optimizer, ms | peak MB | \
+             peak MB, freed memory given back | last loss | losses apart"
+        ),
+        Some(Job::Linear { .. }) => format!(
+            "ms | spread | time ({one} = 1) | forward / backward, ms | peak MB beyond the start"
+        ),
         Some(Job::Decode { .. }) => {
-            "| program | tokens/s | spread | speed, PEFT f32 with an adapter = 1 | prompt, tokens/s | peak MB |\n\
-             |---|---|---|---|---|---|\n"
+            format!("tokens/s | spread | speed ({one} = 1) | prompt, tokens/s | peak MB")
         }
         _ => {
-            "| program | seconds, first | again | spread | speed, PEFT f32 = 1 | peak MB beyond the start |\n\
-             |---|---|---|---|---|---|\n"
+            format!(
+                "seconds, first | again | spread | speed ({one} = 1) | peak MB beyond the start"
+            )
         }
-    });
+    };
+    let rule = "|---".repeat(columns.split(" | ").count() + 1);
+    let mut text = format!("### {}\n\n| program | {columns} |\n{rule}|\n", group.what);
     for line in &group.lines {
         let (measured, seconds) = (&line.measured, seconds(line));
         let middle = median(&seconds);
@@ -132,14 +133,14 @@ pub fn page(groups: &[Group], picture: &Path, rounds: usize) -> Answer<String> {
          weights in bf16 precision and made-up tokens; both programs read the same model, adapter and tokens, and their \
          losses are compared at every step: \"losses apart\" is the largest relative difference to the first line. Of one \
          layer the mean squares of output and gradients are compared, of loading and merging those of a weight, of \
-         writing in f32 the tokens. \
+         writing those of the prompt's last logits, and in f32 the tokens. \
          PEFT's \"medium\" is `torch.set_float32_matmul_precision(\"medium\")`; its attention is `sdpa`. Peaks are resident \
          memory of the processor; the last of them with `MALLOC_MMAP_THRESHOLD_=131072`, since glibc otherwise keeps freed blocks. \
          Loading and merging are done four times in a process: the first apart, which touches new memory, and the median \
-         of the others. New memory is dear in a virtual machine that gives unused memory back to its host, large \
+         of the others. Weights that torch leaves in their file, mapped, are touched once, page by page. New memory is dear in a virtual machine that gives unused memory back to its host, large \
          pages of it (docs/adr/0029) the most.\n\n"
     ));
-    if !has_bf16() {
+    if !peer_trains_in_bf16() {
         text.push_str(
             "This processor has no instructions for bf16, without which torch needs tens of times as long for a training \
              step in bf16 as for one in f32: PEFT's training in bf16 is left out.\n\n",

@@ -1,11 +1,17 @@
 //! The programs that are measured, and their turns.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use lora_core::{AdapterInfo, Init, LoraConfig, inject, save_adapter};
-use lora_models::{Decoder, RandomWeights, WeightDtype, save_folder};
+use burn::module::Param;
+use burn::tensor::DType;
+use lora_core::{
+    AdapterInfo, Init, LoraConfig, VisitLora, device_from_env, device_name_from_env, inject,
+    save_adapter, supports_dtype,
+};
+use lora_models::{Decoder, RandomWeights, WeightDtype, open_weights, save_folder};
 
+use crate::worker::numbers;
 use crate::workload::{ALPHA, Job, Measured, RANK, SHAPES, Shape};
 use crate::{Answer, Options};
 
@@ -53,6 +59,13 @@ pub struct Group {
 /// Measures what is asked for.
 pub fn measure(options: &Options) -> Answer<Vec<Group>> {
     if let Some(python) = &options.python {
+        if peer_device().is_none() {
+            let name = device_name_from_env();
+            return Err(format!(
+                "LORA_DEVICE: expected the processor or CUDA beside --python, where PEFT can compute too, found '{name}'"
+            )
+            .into());
+        }
         let found = Command::new(python).args(["-c", "import peft"]).output();
         let problem = match &found {
             Ok(output) if output.status.success() => None,
@@ -68,14 +81,15 @@ pub fn measure(options: &Options) -> Answer<Vec<Group>> {
         }
     }
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/yardstick");
-    let mut groups = Vec::new();
-    for name in options.only.split(',').map(str::trim) {
-        let mut group = group(name, &folder)?;
-        if options.python.is_none() {
-            group.lines.retain(|line| line.program == Program::Here);
-        }
-        take_turns(&mut group, options)?;
-        groups.push(group);
+    let names = options.only.split(',').map(str::trim);
+    let mut groups = names.map(|name| group(name, &folder)).collect::<Answer<Vec<_>>>()?;
+    let has_bf16 = supports_dtype(&device_from_env()?, DType::BF16);
+    for group in &mut groups {
+        group.lines.retain(|line| match line.program {
+            Program::Here => has_bf16 || !line.name.contains("bf16"),
+            Program::Peer => options.python.is_some(),
+        });
+        take_turns(group, options)?;
     }
     Ok(groups)
 }
@@ -170,7 +184,7 @@ fn group(name: &str, folder: &Path) -> Answer<Group> {
     use Program::{Here, Peer};
 
     if let Some(shape) = Shape::named(name) {
-        let (model, adapter) = files(&shape, folder)?;
+        let Files { model, adapter, .. } = files(&shape, folder)?;
         let job = |dtype: &str, medium, checkpointing| Job::Train {
             model: model.clone(),
             adapter: adapter.clone(),
@@ -188,14 +202,14 @@ fn group(name: &str, folder: &Path) -> Answer<Group> {
             Line::new(Peer, "f32, checkpointing", job("f32", false, true)),
             Line::new(Here, "bf16", job("bf16", false, false)),
         ];
-        if has_bf16() {
+        if peer_trains_in_bf16() {
             lines.push(Line::new(Peer, "bf16", job("bf16", false, false)));
         }
         let (rows, length) = (shape.rows, shape.length);
         let what = format!("{}: {}, batch {rows} x {length}", shape.name, shape.what);
         return Ok(Group { name: shape.name, what, tokens: shape.tokens(), lines });
     }
-    let medium = |name: &str| files(&Shape::named(name).unwrap_or(SHAPES[1]), folder);
+    let made = |name: &str| files(&Shape::named(name).unwrap_or(SHAPES[1]), folder);
     let (name, what, tokens, lines) = match name {
         "linear" => {
             let job = |layer: &str| Job::Linear {
@@ -220,7 +234,7 @@ fn group(name: &str, folder: &Path) -> Answer<Group> {
             )
         }
         "decode" => {
-            let (model, adapter) = medium("M")?;
+            let Files { model, trained: adapter, .. } = made("M")?;
             let job = |dtype: &str, merged| Job::Decode {
                 model: model.clone(),
                 adapter: adapter.clone(),
@@ -241,7 +255,7 @@ fn group(name: &str, folder: &Path) -> Answer<Group> {
             ("decode", "Writing with M, 64 tokens after a prompt of 256".to_owned(), 64, lines)
         }
         "load" => {
-            let (model, _) = medium("L")?;
+            let Files { model, .. } = made("L")?;
             let job = |dtype: &str| Job::Load {
                 model: model.clone(),
                 dtype: dtype.to_owned(),
@@ -254,7 +268,7 @@ fn group(name: &str, folder: &Path) -> Answer<Group> {
             ("load", "Loading L from a bf16 safetensors file".to_owned(), 1, lines)
         }
         "merge" => {
-            let (model, adapter) = medium("M")?;
+            let Files { model, trained: adapter, .. } = made("M")?;
             let job = || Job::Merge { model: model.clone(), adapter: adapter.clone(), rounds: 3 };
             let lines = [Here, Peer].map(|program| Line::new(program, "f32", job())).into();
             ("merge", "Merging an adapter of rank 8 into M".to_owned(), 1, lines)
@@ -269,35 +283,70 @@ fn group(name: &str, folder: &Path) -> Answer<Group> {
     Ok(Group { name, what, tokens, lines })
 }
 
-/// Whether torch has fast products in bf16 on this processor. Without them a step of training takes it tens of times
-/// as long as in f32.
-pub fn has_bf16() -> bool {
+/// The device on which the peer computes, where it has one of the kind that LORA_DEVICE names.
+fn peer_device() -> Option<String> {
+    let name = device_name_from_env();
+    match name.strip_prefix("tch:").unwrap_or(&name) {
+        "flex" | "ndarray" | "tch" | "cpu" => Some("cpu".to_owned()),
+        cuda if cuda.starts_with("cuda") => Some(cuda.to_owned()),
+        _ => None,
+    }
+}
+
+/// Whether torch has fast products in bf16. Without them, on a processor, a step of training takes it tens of times as
+/// long as in f32.
+pub fn peer_trains_in_bf16() -> bool {
+    if peer_device().is_none_or(|device| device != "cpu") {
+        return true;
+    }
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     ["avx512_bf16", "amx_bf16"].iter().any(|flag| cpu.contains(flag))
 }
 
-/// A shape's model and adapter as files, made once.
-fn files(shape: &Shape, folder: &Path) -> Answer<(String, String)> {
+/// A shape's folders.
+struct Files {
+    model: String,
+    /// As training begins: B is zero.
+    adapter: String,
+    /// With another B, so that whoever leaves it out computes something else.
+    trained: String,
+}
+
+/// A shape's model and adapters as files, made once.
+fn files(shape: &Shape, folder: &Path) -> Answer<Files> {
     let folder = folder.join(shape.name);
-    let (model, adapter) = (folder.join("model"), folder.join("adapter"));
-    let text = |path: &PathBuf| path.to_string_lossy().into_owned();
-    if !adapter.exists() {
+    let path = |name: &str| folder.join(name);
+    let (what, described) = (format!("{shape:?}, rank {RANK}, alpha {ALPHA}\n"), path("made.txt"));
+    if std::fs::read_to_string(&described).ok().as_ref() != Some(&what) {
         eprintln!("{}: making the model", shape.name);
         if folder.exists() {
             std::fs::remove_dir_all(&folder)?;
         }
         std::fs::create_dir_all(&folder)?;
         let config = shape.config(Path::new(env!("CARGO_MANIFEST_DIR")))?;
-        let device = lora_core::device_from_env()?;
+        let device = device_from_env()?;
         let weights = RandomWeights::new(&config, 1)?;
-        let decoder = Decoder::from_weights_as(&config, &weights, WeightDtype::BF16, &device)?;
-        save_folder(&decoder, &model, WeightDtype::BF16, &[])?;
+        let decoder = Decoder::from_weights_as(&config, &weights, WeightDtype::F32, &device)?;
+        save_folder(&decoder, path("model"), WeightDtype::BF16, &[])?;
+        let weights = open_weights(path("model"))?; // rounded
+        let decoder = Decoder::from_weights_as(&config, &*weights, WeightDtype::F32, &device)?;
         let mut config = LoraConfig::new(RANK, ALPHA);
         config.init = Init::KaimingUniformA;
-        let (decoder, _) = inject(decoder, &config)?;
-        save_adapter(&decoder, &adapter, &AdapterInfo::default())?;
+        let (mut decoder, _) = inject(decoder, &config)?;
+        save_adapter(&decoder, path("adapter"), &AdapterInfo::default())?;
+        let mut seed = 0;
+        decoder.visit_lora_mut("", &mut |_, layer| {
+            if let Some(adapter) = layer.adapter_mut() {
+                seed += 1;
+                let b = numbers(adapter.lora_b.dims(), seed, &device) * 0.05;
+                adapter.lora_b = Param::from_tensor(b);
+            }
+        });
+        save_adapter(&decoder, path("trained"), &AdapterInfo::default())?;
+        std::fs::write(&described, what)?;
     }
-    Ok((text(&model), text(&adapter)))
+    let text = |name| path(name).to_string_lossy().into_owned();
+    Ok(Files { model: text("model"), adapter: text("adapter"), trained: text("trained") })
 }
 
 /// Lines whose losses, or written tokens, are not those of the group's first.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use burn::module::{Module, Param};
 use burn::nn::LinearConfig;
 use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use lora_core::{FrozenLinear, LoraLinear, load_adapter, merge};
 use lora_models::{Decoder, KvCache, WeightDtype, open_weights, read_config};
 use lora_train::{Batch, batch_loss};
@@ -33,7 +33,7 @@ pub fn work(job: &Job) -> Answer<Measured> {
             if *merged {
                 merge(&mut decoder)?;
             }
-            decode(&decoder.valid(), *prompt, *written, &mut measured);
+            decode(&decoder.valid(), *prompt, *written, &mut measured)?;
         }
         Job::Load { model, dtype, rounds } => {
             repeat(*rounds, &mut measured, || {
@@ -51,13 +51,16 @@ pub fn work(job: &Job) -> Answer<Measured> {
                 device.sync()?;
                 Ok((start.elapsed().as_secs_f64(), decoder))
             })?;
+            let before = of_a_weight(&decoder(model, "f32", &device)?)?;
+            if (measured.losses[0] / before - 1.0).abs() < 1e-3 {
+                return Err("merging changed nothing".into());
+            }
         }
     }
     if measured.peak_bytes == 0.0 {
         measured.peak_bytes = resident("VmHWM")?;
     }
-    let device = std::env::var("LORA_DEVICE");
-    let device = device.unwrap_or_else(|_| lora_core::default_device_name().to_owned());
+    let device = lora_core::device_name_from_env();
     let threads = std::env::var("RAYON_NUM_THREADS").unwrap_or_else(|_| "all".to_owned());
     let version = env!("CARGO_PKG_VERSION");
     measured.versions =
@@ -80,11 +83,16 @@ fn repeat(
         measured.seconds.push(seconds);
     }
     measured.peak_bytes = resident("VmHWM")?; // the rest is for the comparison
-    let name = "model.layers.0.self_attn.q_proj.weight";
-    let found = made.named_tensors().find(|(found, _)| found == name);
-    let (_, weight) = found.ok_or_else(|| format!("no {name}"))?;
-    measured.losses.push(mean_square(weight.values.to_f32().into_iter().map(f64::from)));
+    measured.losses.push(of_a_weight(&made)?);
     Ok(())
+}
+
+/// The mean square of a weight that has an adapter.
+fn of_a_weight(decoder: &Decoder) -> Answer<f64> {
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let found = decoder.named_tensors().find(|(found, _)| found == name);
+    let (_, weight) = found.ok_or_else(|| format!("no {name}"))?;
+    Ok(mean_square(weight.values.to_f32().into_iter().map(f64::from)))
 }
 
 fn decoder(folder: &str, dtype: &str, device: &Device) -> Answer<Decoder> {
@@ -193,7 +201,7 @@ fn linear(
 }
 
 /// Numbers from -1 to 1 that are the same in every program.
-fn numbers([rows, columns]: [usize; 2], seed: u64, device: &Device) -> Tensor<2> {
+pub fn numbers([rows, columns]: [usize; 2], seed: u64, device: &Device) -> Tensor<2> {
     let number = |i| ((i * 7919 + seed * 104_729) % 1009) as f32 / 504.0 - 1.0;
     let values: Vec<f32> = (0..(rows * columns) as u64).map(number).collect();
     Tensor::from_data(TensorData::new(values, [rows, columns]), device)
@@ -205,7 +213,7 @@ fn mean_square(values: impl Iterator<Item = f64>) -> f64 {
     sum / f64::from(count)
 }
 
-fn decode(decoder: &Decoder, prompt: usize, written: usize, measured: &mut Measured) {
+fn decode(decoder: &Decoder, prompt: usize, written: usize, measured: &mut Measured) -> Answer<()> {
     let vocab_size = decoder.config().vocab_size;
     let ids = &batch_ids(0, 1, prompt - 1, vocab_size)[0];
     let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
@@ -226,6 +234,12 @@ fn decode(decoder: &Decoder, prompt: usize, written: usize, measured: &mut Measu
         }
         measured.tokens = tokens;
     }
+    measured.peak_bytes = resident("VmHWM")?; // the rest is for the comparison
+    let hidden = decoder.hidden_states(decoder.token_tensor(&ids, 1), None);
+    let [_, length, width] = hidden.dims();
+    let logits = decoder.logits(hidden.narrow(1, length - 1, 1).reshape([1, width]));
+    measured.losses.push(mean_square(logits.cast(DType::F32).into_data().iter()));
+    Ok(())
 }
 
 /// Bytes of this process: `VmRSS` now, `VmHWM` at most. Linux only.

@@ -97,6 +97,9 @@ impl LoraAdapter {
     ) -> Result<Self> {
         config.check()?;
         let device = weight.device();
+        if !matches!(weight.dtype(), DType::QFloat(_)) {
+            check_dtype(&device, weight.dtype())?;
+        }
         let weight = weight.clone().without_autodiff();
         let [group_input, d_output] = weight.dims();
         let d_input = group_input * groups;

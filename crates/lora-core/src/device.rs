@@ -248,7 +248,7 @@ fn found(name: &str) -> Result<Device, DeviceProblem> {
         let names = (0..devices.len()).map(|index| gpu_name(backend, index)).collect();
         return Err(DeviceProblem::NoSuchIndex { names });
     };
-    #[cfg(feature = "cubecl")]
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
     lora_cube::open(device)
         .map_err(|error| DeviceProblem::Refused { reason: error.to_string() })?;
     Ok(device.clone())
@@ -307,7 +307,7 @@ fn absence(backend: BackendName) -> &'static str {
         }
         BackendName::Tch => {
             #[cfg(feature = "tch")]
-            if !lora_tch::has_cuda() {
+            if !lora_tch::is_built_with_cuda() {
                 return "this libtorch was built for the processor alone; build against one with CUDA";
             }
             "libtorch sees no CUDA device; install NVIDIA's driver, and see that `nvidia-smi` lists the GPU"
@@ -381,7 +381,7 @@ fn info(backend: BackendName) -> BackendInfo {
 fn gpu_info(name: String, device: &Device) -> DeviceInfo {
     let mut info =
         DeviceInfo { name, description: None, memory: None, dtypes: Vec::new(), refused: None };
-    #[cfg(feature = "cubecl")]
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
     match lora_cube::open(device) {
         Ok(Some(facts)) => {
             let kind = if facts.is_software { ", computes on the processor" } else { "" };
@@ -424,15 +424,22 @@ pub fn supports_dtype(device: &Device, dtype: DType) -> bool {
 /// Whether a device compiles its kernels while a program runs, each where it is first needed: wgpu, Vulkan, Metal
 /// and CUDA through CubeCL.
 pub fn compiles_kernels(device: &Device) -> bool {
-    #[cfg(feature = "cubecl")]
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
     {
         lora_cube::is_cube(device)
     }
-    #[cfg(not(feature = "cubecl"))]
+    #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
     {
         let _ = device;
         false
     }
+}
+
+/// Whether a device says so when an index is beyond a tensor: processors do, with a panic. GPUs read something
+/// else, or end the program.
+pub fn checks_indices(device: &Device) -> bool {
+    let device = device.clone().without_autodiff();
+    BackendName::compiled().any(|backend| processor(backend).as_ref() == Some(&device))
 }
 
 /// Says what is wrong with weights of this type on `device`.

@@ -74,8 +74,9 @@ pub use conv::{
     AdaptableConv1d, AdaptableConv2d, FrozenConv1d, FrozenConv2d, LoraConv1d, LoraConv2d,
 };
 pub use device::{
-    BackendInfo, BackendName, DeviceInfo, DeviceProblem, backends, check_dtype, compiles_kernels,
-    default_device_name, device_by_name, device_from_env, device_name_from_env, supports_dtype,
+    BackendInfo, BackendName, DeviceInfo, DeviceProblem, backends, check_dtype, checks_indices,
+    compiles_kernels, default_device_name, device_by_name, device_from_env, device_name_from_env,
+    supports_dtype,
 };
 pub use disabled::{Disabled, disable};
 pub use embedding::{AdaptableEmbedding, FrozenEmbedding, LoraEmbedding};

@@ -1,5 +1,11 @@
 //! What of a checkpoint's files and an adapter's can be merged, and what cannot.
-#![cfg(feature = "flex")]
+#![cfg(any(
+    feature = "flex",
+    feature = "ndarray",
+    feature = "tch",
+    feature = "wgpu",
+    feature = "cuda"
+))]
 
 mod types;
 

@@ -1,5 +1,11 @@
 //! `#[derive(VisitLora)]`: which layers a model shows, under which paths, in which order.
-#![cfg(feature = "flex")]
+#![cfg(any(
+    feature = "flex",
+    feature = "ndarray",
+    feature = "tch",
+    feature = "wgpu",
+    feature = "cuda"
+))]
 #![allow(clippy::large_enum_variant)]
 
 use std::marker::PhantomData;

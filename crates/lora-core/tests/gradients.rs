@@ -1,5 +1,11 @@
 //! The mathematics of one layer: values, gradients, starting point, merging.
-#![cfg(feature = "flex")]
+#![cfg(any(
+    feature = "flex",
+    feature = "ndarray",
+    feature = "tch",
+    feature = "wgpu",
+    feature = "cuda"
+))]
 
 mod types;
 

@@ -1,5 +1,11 @@
 //! The laws of an adapted layer, for every kind of layer, every variant and random sizes.
-#![cfg(feature = "flex")]
+#![cfg(any(
+    feature = "flex",
+    feature = "ndarray",
+    feature = "tch",
+    feature = "wgpu",
+    feature = "cuda"
+))]
 
 mod types;
 

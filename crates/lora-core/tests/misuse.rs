@@ -1,5 +1,11 @@
 //! Unusual orders and mixtures of what users may do.
-#![cfg(feature = "flex")]
+#![cfg(any(
+    feature = "flex",
+    feature = "ndarray",
+    feature = "tch",
+    feature = "wgpu",
+    feature = "cuda"
+))]
 
 mod small;
 mod types;

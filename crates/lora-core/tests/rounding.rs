@@ -1,5 +1,11 @@
 //! The table of the guide's page about merging, measured again: what a merge into half precision costs.
-#![cfg(feature = "flex")]
+#![cfg(any(
+    feature = "flex",
+    feature = "ndarray",
+    feature = "tch",
+    feature = "wgpu",
+    feature = "cuda"
+))]
 
 mod types;
 

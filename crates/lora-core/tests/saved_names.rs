@@ -1,5 +1,11 @@
 //! What the names in an adapter's file mean is what the model has.
-#![cfg(feature = "flex")]
+#![cfg(any(
+    feature = "flex",
+    feature = "ndarray",
+    feature = "tch",
+    feature = "wgpu",
+    feature = "cuda"
+))]
 
 mod small;
 

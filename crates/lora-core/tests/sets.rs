@@ -2,7 +2,13 @@
 //!
 //! Every layer kind is asked for its own output, so that a law about updates can be seen in it; `forward`
 //! runs through layers one after the other.
-#![cfg(feature = "flex")]
+#![cfg(any(
+    feature = "flex",
+    feature = "ndarray",
+    feature = "tch",
+    feature = "wgpu",
+    feature = "cuda"
+))]
 
 mod types;
 

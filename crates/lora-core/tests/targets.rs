@@ -256,7 +256,13 @@ proptest! {
     }
 }
 
-#[cfg(feature = "flex")]
+#[cfg(any(
+    feature = "flex",
+    feature = "ndarray",
+    feature = "tch",
+    feature = "wgpu",
+    feature = "cuda"
+))]
 mod on_a_model {
     use burn::module::Module;
     use burn::nn::conv::Conv1dConfig;

@@ -168,7 +168,7 @@ impl<T: Weight> WithSimd for NormBackward<'_, T> {
 
 /// The sum of the products of two rows.
 #[inline(always)]
-fn dot(left: &[f32], right: &[f32]) -> f32 {
+pub(crate) fn dot(left: &[f32], right: &[f32]) -> f32 {
     const LANES: usize = 16; // sums side by side, which a vector can hold
     let mut sums = [0.0; LANES];
     let (lefts, rights) = (left.chunks_exact(LANES), right.chunks_exact(LANES));

@@ -104,15 +104,19 @@ fn rotate_in<T: Weight>(x: &FlexTensor, cos: &FlexTensor, sin: &FlexTensor) -> O
     }
     let heads = width / head_dim;
     let mut output = vec![T::round(0.0); values.len()];
-    for (number, x) in values.chunks_exact(width).enumerate() {
-        let (sample, position) = (number / length, number % length);
-        let angle = (sample % rows * length + position) * head_dim;
-        let (cos, sin) = (&cos[angle..][..head_dim], &sin[angle..][..head_dim]);
-        for (head, x) in x.chunks_exact(head_dim).enumerate() {
-            let at = ((sample * heads + head) * length + position) * head_dim;
-            let output = &mut output[at..][..head_dim];
+    let turn = |(number, output): (usize, &mut [T])| {
+        let (sample, head) = (number / heads, number % heads);
+        for (position, output) in output.chunks_exact_mut(head_dim).enumerate() {
+            let x = &values[((sample * length + position) * heads + head) * head_dim..][..head_dim];
+            let angle = (sample % rows * length + position) * head_dim;
+            let (cos, sin) = (&cos[angle..][..head_dim], &sin[angle..][..head_dim]);
             Arch::new().dispatch(Turn { x, cos, sin, output });
         }
+    };
+    if values.len() < PARALLEL_FROM {
+        output.chunks_exact_mut(length * head_dim).enumerate().for_each(turn);
+    } else {
+        output.par_chunks_exact_mut(length * head_dim).enumerate().for_each(turn);
     }
     Some(tensor_of(output, [batch, heads, length, head_dim]))
 }

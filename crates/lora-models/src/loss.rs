@@ -15,8 +15,8 @@ use crate::kernels;
 /// - logits `[rows, vocab_size]`, targets `[rows]`, output `[rows]`
 ///
 /// # Panics
-/// When the shapes do not fit each other. When a target is no class, too, but for devices that cannot say so while they
-/// compute (wgpu, Vulkan, Metal, CUDA through CubeCL): the loss of that row is NaN there.
+/// When the shapes do not fit each other. When a target is no class, too, but for GPUs, which cannot say so while they
+/// compute: the loss of that row is NaN there.
 ///
 /// ```
 /// # #[cfg(feature = "flex")] {
@@ -41,7 +41,7 @@ pub(crate) fn by_operations(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tenso
         DType::F32 | DType::F64 => logits,
         _ => logits.cast(DType::F32),
     };
-    let looks = !lora_core::compiles_kernels(&logits.device());
+    let looks = lora_core::checks_indices(&logits.device());
     let classes = logits.dims()[1] as i64;
     let of = |targets: Tensor<1, Int>| {
         log_softmax(logits, 1).gather(1, targets.unsqueeze_dim(1)).neg().reshape([rows])

@@ -36,9 +36,9 @@ pub fn cuda_devices() -> usize {
     usize::try_from(tch::Cuda::device_count()).unwrap_or_default()
 }
 
-/// Whether this libtorch was built with CUDA.
-pub fn has_cuda() -> bool {
-    tch::utils::has_cuda()
+/// Whether this libtorch was built with CUDA, on whatever machine.
+pub fn is_built_with_cuda() -> bool {
+    tch::utils::has_cudart() // has_cuda() asks for a device too
 }
 
 #[cfg(test)]

@@ -13,7 +13,13 @@
 #![allow(deprecated)]
 // Without a backend the generated dispatch has no arm that uses its arguments.
 #![cfg_attr(
-    not(any(feature = "flex", feature = "ndarray", feature = "tch", feature = "cubecl")),
+    not(any(
+        feature = "flex",
+        feature = "ndarray",
+        feature = "tch",
+        feature = "wgpu",
+        feature = "cuda"
+    )),
     allow(unused_variables)
 )]
 
@@ -31,9 +37,9 @@ use burn::tensor::{DType, FloatDType, Tensor};
     Flex: cfg(feature = "flex"),
     NdArray: cfg(feature = "ndarray"),
     LibTorch: cfg(feature = "tch"),
-    Cube: cfg(feature = "cubecl"),
+    Cube: cfg(any(feature = "wgpu", feature = "cuda")),
     Autodiff,
-    Fusion: cfg(feature = "cubecl")
+    Fusion: cfg(any(feature = "wgpu", feature = "cuda"))
 )]
 pub trait LoraOps: Backend {
     /// x W + scaling (x A) B, all of rank 2, with x W, or x W + b, as the `product` that is given. `weight`
@@ -191,7 +197,7 @@ impl LoraOps for burn::backend::LibTorch {
     }
 }
 
-#[cfg(feature = "cubecl")]
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 impl LoraOps for burn_cubecl::CubeBackend {}
 
 #[derive(Debug)]

@@ -2,8 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses some of it")]
 
-use burn::tensor::{DType, Device, Tensor};
-use lora_core::{check_dtype, device_from_env, supports_dtype};
+use burn::tensor::{DType, Tensor};
+use lora_core::{check_dtype, device_by_name, device_from_env, supports_dtype};
 
 /// Whether it has this one; one that it has not must be refused by name.
 pub fn has(dtype: DType) -> bool {
@@ -19,5 +19,8 @@ pub fn has(dtype: DType) -> bool {
 /// The same numbers in f64 on the processor, which always has it.
 pub fn in_f64<const D: usize>(tensor: &Tensor<D>) -> Tensor<D> {
     let data = tensor.to_data().convert::<f64>();
-    Tensor::from_data(data, (&Device::flex().autodiff(), DType::F64))
+    let processor =
+        ["flex", "ndarray", "tch:cpu"].iter().find_map(|name| device_by_name(name).ok());
+    let processor = processor.expect("the feature flex, ndarray or tch");
+    Tensor::from_data(data, (&processor.autodiff(), DType::F64))
 }

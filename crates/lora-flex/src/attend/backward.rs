@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use super::Rounding;
 use super::blocks::{FEWEST, Hidden, Lines, MOST, SCORES, Weigh};
 use crate::FlexTensor;
+use crate::backward::dot;
 use crate::halves::widened;
 use crate::product::{Matrix, gemm_accumulate_on};
 use crate::weight::{Weight, by_dtype, tensor_of, values_of};
@@ -157,17 +158,9 @@ impl WithSimd for Turn<'_> {
 
     #[inline(always)] // so that it is compiled for S
     fn with_simd<S: Simd>(self, _: S) {
-        const LANES: usize = 16; // sums side by side, which a vector can hold
         let rows = self.weights.chunks_exact(self.seen);
         for (weights, products) in rows.zip(self.products.chunks_exact_mut(self.seen)) {
-            let mut sums = [0.0; LANES];
-            let (lefts, rights) = (weights.chunks_exact(LANES), products.chunks_exact(LANES));
-            let rest = lefts.remainder().iter().zip(rights.remainder());
-            let rest: f32 = rest.map(|(weight, product)| weight * product).sum();
-            for (left, right) in lefts.zip(rights) {
-                sums.iter_mut().zip(left.iter().zip(right)).for_each(|(sum, (a, b))| *sum += a * b);
-            }
-            let total = sums.iter().sum::<f32>() + rest;
+            let total = dot(weights, products);
             for (weight, product) in weights.iter().zip(products) {
                 *product = self.scale * weight * (*product - total);
             }

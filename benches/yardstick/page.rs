@@ -137,8 +137,8 @@ pub fn page(groups: &[Group], picture: &Path, rounds: usize) -> Answer<String> {
          PEFT's \"medium\" is `torch.set_float32_matmul_precision(\"medium\")`; its attention is `sdpa`. Peaks are resident \
          memory of the processor; the last of them with `MALLOC_MMAP_THRESHOLD_=131072`, since glibc otherwise keeps freed blocks. \
          Loading and merging are done four times in a process: the first apart, which touches new memory, and the median \
-         of the others. Weights that torch leaves in their file, mapped, are touched once, page by page. New memory is dear in a virtual machine that gives unused memory back to its host, large \
-         pages of it (docs/adr/0029) the most.\n\n"
+         of the others. Weights that torch leaves in their file, mapped, are touched once, page by page. New memory is \
+         dear in a virtual machine that gives unused memory back to its host, large pages of it (docs/adr/0029) the most.\n\n"
     ));
     if !peer_trains_in_bf16() {
         text.push_str(

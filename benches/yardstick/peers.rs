@@ -283,12 +283,12 @@ fn group(name: &str, folder: &Path) -> Answer<Group> {
     Ok(Group { name, what, tokens, lines })
 }
 
-/// The device on which the peer computes, where it has one of the kind that LORA_DEVICE names.
-fn peer_device() -> Option<String> {
+/// What the peer computes on, where it has what LORA_DEVICE names.
+fn peer_device() -> Option<&'static str> {
     let name = device_name_from_env();
     match name.strip_prefix("tch:").unwrap_or(&name) {
-        "flex" | "ndarray" | "tch" | "cpu" => Some("cpu".to_owned()),
-        cuda if cuda.starts_with("cuda") => Some(cuda.to_owned()),
+        "flex" | "ndarray" | "tch" | "cpu" => Some("cpu"),
+        name if name.starts_with("cuda") => Some("cuda"),
         _ => None,
     }
 }
@@ -296,7 +296,7 @@ fn peer_device() -> Option<String> {
 /// Whether torch has fast products in bf16. Without them, on a processor, a step of training takes it tens of times as
 /// long as in f32.
 pub fn peer_trains_in_bf16() -> bool {
-    if peer_device().is_none_or(|device| device != "cpu") {
+    if peer_device() != Some("cpu") {
         return true;
     }
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

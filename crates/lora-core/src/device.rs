@@ -435,8 +435,8 @@ pub fn compiles_kernels(device: &Device) -> bool {
     }
 }
 
-/// Whether a device says so when an index is beyond a tensor: processors do, with a panic. GPUs read something
-/// else, or end the program.
+/// Whether a device says so when an index is beyond a tensor: Flex, ndarray and libtorch's processor do, with a panic.
+/// GPUs, and drivers that stand in for one, read something else or end the program.
 pub fn checks_indices(device: &Device) -> bool {
     let device = device.clone().without_autodiff();
     BackendName::compiled().any(|backend| processor(backend).as_ref() == Some(&device))

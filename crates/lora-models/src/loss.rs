@@ -15,8 +15,8 @@ use crate::kernels;
 /// - logits `[rows, vocab_size]`, targets `[rows]`, output `[rows]`
 ///
 /// # Panics
-/// When the shapes do not fit each other. When a target is no class, too, but for GPUs, which cannot say so while they
-/// compute: the loss of that row is NaN there.
+/// When the shapes do not fit each other. When a target is no class, too, but on wgpu, Vulkan, Metal and CUDA, which
+/// cannot say so while they compute: the loss of that row is NaN there.
 ///
 /// ```
 /// # #[cfg(feature = "flex")] {

@@ -21,6 +21,9 @@ import time
 LONGEST = ["families", "finetune", "training", "portable", "peft", "own_model"]
 # These name no device, and say nothing of one.
 OF_NO_DEVICE = ["gguf", "lora_derive", "lora_flex", "lora_train", "memory", "packages", "sampling"]
+# Without it, libtorch's matrix products round otherwise from one call to the next, with where their arrays lie in
+# memory, and tests compare bits. STRICT: with any number of threads.
+REPRODUCIBLE = {"MKL_CBWR": "AUTO,STRICT"}
 # Trains fourteen times; on a software Vulkan for longer than all the rest.
 TOO_LONG = ["inits"]
 RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", re.MULTILINE)
@@ -43,7 +46,7 @@ def run(program, name, folder, device):
     start = time.monotonic()
     # `timeout` ends with 124 after an hour, and what was printed until then is kept.
     done = subprocess.run(
-        ["timeout", "3600", program], cwd=folder, env={**os.environ, "LORA_DEVICE": device},
+        ["timeout", "3600", program], cwd=folder, env={**REPRODUCIBLE, **os.environ, "LORA_DEVICE": device},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
     )
     counts = [tuple(map(int, result)) for result in RESULT.findall(done.stdout)]

@@ -243,9 +243,13 @@ mod tests {
     #[test]
     fn rotate_is_its_definition_for_one_row_of_angles_and_for_several() {
         for (dtype, bound) in TYPES {
-            for (rows, [batch, length, heads, width]) in
-                [(1, [1, 1, 9, 64]), (1, [2, 3, 2, 6]), (2, [2, 3, 2, 6]), (3, [3, 1, 1, 2])]
-            {
+            for (rows, [batch, length, heads, width]) in [
+                (1, [1, 1, 9, 64]),
+                (1, [2, 3, 2, 6]),
+                (2, [2, 3, 2, 6]),
+                (3, [3, 1, 1, 2]),
+                (2, [2, 70, 9, 64]), // in several threads
+            ] {
                 let x = shaped([batch, length, heads * width], 1, dtype);
                 let [cos, sin] = [2, 3].map(|seed| shaped([rows, 1, length, width], seed, dtype));
                 let given = [values(&x), values(&cos), values(&sin)];

@@ -42,9 +42,14 @@ PYTHON
 )
 if [[ $installed == 2.9.* ]]; then
     say "using the PyTorch ${installed%% *} of $python"
-    if [[ $(command -v python3) != "$(command -v "$python")" ]]; then
-        # The build asks `python3`, or `python` where VIRTUAL_ENV is set.
-        echo "export PATH='$(cd "$(dirname "$(command -v "$python")")" && pwd)':\$PATH"
+    # The build asks `python3`, or `python` where VIRTUAL_ENV is set.
+    asked=python3
+    [[ -z ${VIRTUAL_ENV:-} ]] || asked=python
+    if [[ $(command -v "$asked") != "$(command -v "$python")" ]]; then
+        beside=$(cd "$(dirname "$(command -v "$python")")" && pwd)
+        env PATH="$beside:$PATH" "$asked" -c 'import torch' 2>/dev/null || fail "$python has PyTorch, but the build" \
+            "asks '$asked', and the one in $beside has none; use a virtual environment's Python"
+        echo "export PATH='$beside':\$PATH"
     fi
     echo "export LIBTORCH_USE_PYTORCH=1"
     [[ ${installed%% *} == "$VERSION" ]] || echo "export LIBTORCH_BYPASS_VERSION_CHECK=1"

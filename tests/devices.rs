@@ -159,10 +159,17 @@ fn the_table_of_types_in_the_documentation_is_true_of_this_device() {
 #[test]
 #[cfg(feature = "tch")]
 fn a_layer_in_a_type_that_its_device_lacks_is_refused() {
-    let layer = LinearConfig::new(4, 3).init(&burn::tensor::Device::libtorch());
-    let in_half = burn::nn::Linear { weight: layer.weight.map(|w| w.cast(DType::F16)), bias: None };
-    let error = lora_core::LoraLinear::wrap(in_half, 2, 4.0).unwrap_err().to_string();
-    assert!(error.starts_with("device tch:cpu") && error.contains("f16"), "{error}");
+    use lora_core::{AdaptableLayer, LoraLinear};
+    let layer = LinearConfig::new(4, 3).init(&device_by_name("tch:cpu").unwrap());
+    let in_half = layer.weight.clone().map(|w| w.cast(DType::F16));
+    let in_half = burn::nn::Linear { weight: in_half, bias: None };
+    let lora = LoraLinear::wrap(layer, 2, 4.0).unwrap();
+    let adaptation = AdaptableLinear::from(lora).adaptation().unwrap();
+    let wrapped = LoraLinear::wrap(in_half.clone(), 2, 4.0).unwrap_err();
+    let attached = AdaptableLinear::from(in_half).attach(adaptation).unwrap_err();
+    for error in [wrapped, attached].map(|error| error.to_string()) {
+        assert!(error.starts_with("device tch:cpu") && error.contains("f16"), "{error}");
+    }
 }
 
 /// As the same table says: an error of the program that a device sees, or a loss that nobody takes for one.
@@ -207,13 +214,13 @@ fn example(name: &str, arguments: &[&str], variable: &str) -> Output {
 
 #[test]
 fn a_wrong_name_in_the_variable_is_told_with_the_variable() {
-    let output = example("own_model", &[], "gpu");
-    assert_eq!(output.status.code(), Some(2));
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        error.starts_with("error: device 'gpu' of the variable LORA_DEVICE: expected "),
-        "{error}"
-    );
+    for program in ["own_model", "finetune"] {
+        let output = example(program, &[], "gpu");
+        assert_eq!(output.status.code(), Some(2));
+        let error = String::from_utf8(output.stderr).unwrap();
+        let expected = "error: device 'gpu' of the variable LORA_DEVICE: expected ";
+        assert!(error.starts_with(expected), "{program}: {error}");
+    }
 }
 
 #[test]

@@ -21,16 +21,17 @@ from transformers import AutoModelForCausalLM, DynamicCache
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
-def now():
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def device():
     # As the other program: LORA_DEVICE names tch:cuda:N or cuda:N, or a device on the processor.
-    name = os.environ.get("LORA_DEVICE", "").removeprefix("tch:")
+    name = os.environ["LORA_DEVICE"].removeprefix("tch:")
     return name if name.startswith("cuda") else "cpu"
+
+
+def now():
+    # Where the processor computes, CUDA is not touched: its context would count as memory.
+    if device() != "cpu":
+        torch.cuda.synchronize(device())
+    return time.perf_counter()
 
 
 def batch_ids(step, rows, length, vocabulary):

@@ -96,7 +96,12 @@ pub fn measure(options: &Options) -> Answer<Vec<Group>> {
 
 fn take_turns(group: &mut Group, options: &Options) -> Answer<()> {
     for round in 1..=options.rounds {
-        for line in &mut group.lines {
+        // Back and forth, since whoever comes first reads files that nobody has read yet.
+        let mut lines: Vec<_> = group.lines.iter_mut().collect();
+        if round % 2 == 0 {
+            lines.reverse();
+        }
+        for line in lines {
             eprintln!("{}: {}, round {round} of {}", group.name, line.name, options.rounds);
             let measured = run(line, &line.job, options.python.as_deref(), false)?;
             check_repeated(line, &measured)?;
@@ -166,6 +171,8 @@ fn run(line: &Line, job: &Job, python: Option<&Path>, fair: bool) -> Answer<Meas
     };
     let threads = std::thread::available_parallelism()?.to_string();
     command.env("RAYON_NUM_THREADS", &threads).env("OMP_NUM_THREADS", &threads);
+    // Where it is not set, a peer does not know this build's own.
+    command.env("LORA_DEVICE", device_name_from_env());
     if fair {
         command.env(FAIR.0, FAIR.1);
     }
@@ -300,7 +307,8 @@ pub fn peer_trains_in_bf16() -> bool {
         return true;
     }
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    ["avx512_bf16", "amx_bf16"].iter().any(|flag| cpu.contains(flag))
+    // On ARM it is called bf16 alone.
+    cpu.split_whitespace().any(|flag| ["avx512_bf16", "amx_bf16", "bf16"].contains(&flag))
 }
 
 /// A shape's folders.

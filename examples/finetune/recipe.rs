@@ -120,7 +120,7 @@ fn parse_schedule(name: &str) -> Result<Schedule, String> {
 
 impl Recipe {
     /// The command line over the recipe file over the defaults; every option has a value then,
-    /// except the prompt.
+    /// except the prompt and the device, which may be the variable's.
     pub fn from_command_line() -> Result<Self> {
         let mut options = Self::parse();
         let given_warmup = options.warmup;
@@ -169,7 +169,6 @@ impl Recipe {
             eval_every: Some(0),
             seed: Some(0),
             dtype: Some(WeightDtype::F32),
-            device: Some(lora_core::device_name_from_env()),
             output: (1..)
                 .map(|number| PathBuf::from(format!("runs/{number}")))
                 .find(|p| !p.exists()),
@@ -245,7 +244,8 @@ impl Recipe {
 
     /// The settings as a recipe for another run, which needs a folder of its own.
     pub fn to_toml(&self) -> Result<String> {
-        toml::to_string(&Self { output: None, ..self.clone() })
+        let device = self.device.clone().unwrap_or_else(lora_core::device_name_from_env);
+        toml::to_string(&Self { output: None, device: Some(device), ..self.clone() })
             .map_err(|error| Error::user(format!("settings: {error}")))
     }
 }

@@ -97,9 +97,7 @@ impl LoraAdapter {
     ) -> Result<Self> {
         config.check()?;
         let device = weight.device();
-        if !matches!(weight.dtype(), DType::QFloat(_)) {
-            check_dtype(&device, weight.dtype())?;
-        }
+        check_weight(weight)?;
         let weight = weight.clone().without_autodiff();
         let [group_input, d_output] = weight.dims();
         let d_input = group_input * groups;
@@ -593,6 +591,14 @@ pub(crate) fn on<const D: usize>(tensor: Tensor<D>, device: &Device) -> Tensor<D
     match device.gradient_checkpointing_strategy() {
         Some(strategy) => tensor.autodiff().with_gradient_checkpointing_strategy(strategy),
         None => tensor.without_autodiff(),
+    }
+}
+
+/// Refuses a layer in a type that its device does not compute in. A quantised weight is in none.
+pub(crate) fn check_weight(weight: &Tensor<2>) -> Result<()> {
+    match weight.dtype() {
+        DType::QFloat(_) => Ok(()),
+        dtype => check_dtype(&weight.device(), dtype),
     }
 }
 

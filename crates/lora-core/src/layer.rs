@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 
-use crate::adapter::{LoraAdapter, column_squares, full_of, in_dtype, in_full, on};
+use crate::adapter::{LoraAdapter, check_weight, column_squares, full_of, in_dtype, in_full, on};
 use crate::config::AdapterConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::{FrozenLayer, LayerKind, Weights, frozen_param};
@@ -504,13 +504,13 @@ pub trait AdaptableLayer: private::Sealed {
     /// Whether `adaptation` fits the layer.
     ///
     /// # Errors
-    /// When a shape does not fit.
+    /// When a shape does not fit, or the layer is in a type that its device does not compute in.
     fn check(&self, adaptation: &Adaptation) -> Result<()>;
 
     /// Freezes the layer and puts `adaptation` beside it.
     ///
     /// # Errors
-    /// When something adapts it already, or the shapes do not fit.
+    /// When something adapts it already, and as [`Self::check`].
     fn attach(&mut self, adaptation: Adaptation) -> Result<()>;
 
     /// Takes off what adapts it. The layer stays frozen.
@@ -680,9 +680,11 @@ impl<F: FrozenLayer> AdaptableLayer for Adaptable<F> {
     }
 
     fn check(&self, adaptation: &Adaptation) -> Result<()> {
+        let base = self.frozen();
+        check_weight(&base.weight())?;
         match adaptation {
-            Adaptation::LowRank(adapter) => check_adapter(&self.frozen(), adapter),
-            Adaptation::Replacement(replacement) => check_replacement(&self.frozen(), replacement),
+            Adaptation::LowRank(adapter) => check_adapter(&base, adapter),
+            Adaptation::Replacement(replacement) => check_replacement(&base, replacement),
         }
     }
 

@@ -24,7 +24,7 @@ OF_NO_DEVICE = ["gguf", "lora_derive", "lora_flex", "lora_train", "memory", "pac
 # Without it, libtorch's matrix products round otherwise from one call to the next, with where their arrays lie in
 # memory, and tests compare bits. STRICT: with any number of threads.
 REPRODUCIBLE = {"MKL_CBWR": "AUTO,STRICT"}
-# Trains fourteen times; on a software Vulkan for longer than all the rest.
+# Trains seven times; on a software Vulkan for longer than all the rest.
 TOO_LONG = {"wgpu": ["inits"], "vulkan": ["inits"]}
 RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", re.MULTILINE)
 

@@ -155,21 +155,73 @@ fn the_table_of_types_in_the_documentation_is_true_of_this_device() {
     }
 }
 
-/// A layer whose product would not end is refused before there is an adapter beside it.
+/// A layer whose product would not end is refused before there is an adapter beside it, by whatever way, and so is
+/// an adapter of that type.
 #[test]
 #[cfg(feature = "tch")]
 fn a_layer_in_a_type_that_its_device_lacks_is_refused() {
-    use lora_core::{AdaptableLayer, LoraLinear};
-    let layer = LinearConfig::new(4, 3).init(&device_by_name("tch:cpu").unwrap());
-    let in_half = layer.weight.clone().map(|w| w.cast(DType::F16));
-    let in_half = burn::nn::Linear { weight: in_half, bias: None };
-    let lora = LoraLinear::wrap(layer, 2, 4.0).unwrap();
-    let adaptation = AdaptableLinear::from(lora).adaptation().unwrap();
-    let wrapped = LoraLinear::wrap(in_half.clone(), 2, 4.0).unwrap_err();
-    let attached = AdaptableLinear::from(in_half).attach(adaptation).unwrap_err();
-    for error in [wrapped, attached].map(|error| error.to_string()) {
-        assert!(error.starts_with("device tch:cpu") && error.contains("f16"), "{error}");
+    use burn::module::{Lora, Module};
+    use burn::nn::Linear;
+    use lora_core::{
+        AdaptableLayer, Adaptation, AdapterInfo, AdapterSet, LoadOptions, LoraAdapter, LoraLinear,
+        Scaling, load_adapter, read_adapter, save_adapter,
+    };
+    let device = device_by_name("tch:cpu").unwrap();
+    let layer = LinearConfig::new(4, 3).with_bias(false).init(&device);
+    let half =
+        |layer: Linear| Linear { weight: layer.weight.map(|w| w.cast(DType::F16)), bias: None };
+    let in_half = half(layer.clone());
+    let lora = LoraLinear::wrap(layer.clone(), 2, 4.0).unwrap();
+    let adapter = lora.adapter().clone();
+    let adaptation = || Adaptation::LowRank(adapter.clone());
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("adapter");
+    save_adapter(&vec![AdaptableLinear::from(lora)], &folder, &AdapterInfo::default()).unwrap();
+    let model = || vec![AdaptableLinear::from(in_half.clone())];
+    let set = AdapterSet::from_adapters([("0".to_owned(), adapter.clone())]);
+
+    let options = LoadOptions::default();
+    let of_model = [
+        inject(model(), &LoraConfig::new(2, 4.0)).unwrap_err(),
+        set.attach(model()).unwrap_err(),
+        read_adapter(&model(), &folder, &options).unwrap_err(),
+        load_adapter(model(), &folder).unwrap_err(),
+    ];
+    for error in of_model.map(|error| error.to_string()) {
+        assert!(error.starts_with("device tch:cpu: expected weights in f32 or bf16, "), "{error}");
+        assert!(error.contains("found f16 for 0; "), "{error}");
     }
+    let [a, b] = [[4, 2], [2, 3]].map(|dims| Tensor::<2>::ones(dims, &device).cast(DType::F16));
+    let in_f16 = LoraAdapter::from_tensors(a, b, 4.0, Scaling::AlphaOverRank).unwrap();
+    let of_layer = [
+        LoraLinear::wrap(in_half.clone(), 2, 4.0).unwrap_err(),
+        LoraLinear::from_burn(half(layer.clone()).apply_lora(Lora::new(2, 4.0))).unwrap_err(),
+        AdaptableLinear::from(in_half).attach(adaptation()).unwrap_err(),
+        AdaptableLinear::from(layer).attach(Adaptation::LowRank(in_f16)).unwrap_err(),
+    ];
+    for error in of_layer.map(|error| error.to_string()) {
+        assert!(error.starts_with("device tch:cpu: ") && error.contains("found f16; "), "{error}");
+    }
+}
+
+/// What a device cannot compute with can come from another one, and be saved there.
+#[test]
+#[cfg(all(feature = "tch", feature = "flex"))]
+fn an_adapter_beside_a_layer_in_a_type_that_its_device_lacks_is_saved() {
+    use burn::module::Module;
+    use burn::nn::Linear;
+    use lora_core::{AdapterInfo, LoraLinear, load_adapter, save_adapter};
+    let on = |name| device_by_name(name).unwrap();
+    let layer = LinearConfig::new(4, 3).with_bias(false).init(&on("flex"));
+    let layer = Linear { weight: layer.weight.map(|w| w.cast(DType::F16)), bias: None };
+    let lora = LoraLinear::wrap(layer.clone(), 2, 4.0).unwrap();
+    let a = lora.adapter().lora_a.val().into_data();
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("adapter");
+    let moved = AdaptableLinear::from(lora).to_device(&on("tch:cpu"));
+    save_adapter(&vec![moved], &folder, &AdapterInfo::default()).unwrap();
+    let (back, _) = load_adapter(vec![AdaptableLinear::from(layer)], &folder).unwrap();
+    assert_eq!(back[0].as_lora().unwrap().adapter().lora_a.val().into_data(), a);
 }
 
 /// As the same table says: an error of the program that a device sees, or a loss that nobody takes for one.

@@ -13,7 +13,7 @@ use burn::module::{LoraAdapter as BurnAdapter, Module, Param, Reparameterizer};
 use burn::nn::Linear;
 use burn::tensor::Tensor;
 
-use crate::adapter::LoraAdapter;
+use crate::adapter::{LoraAdapter, check_weight};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::{FrozenLayer, FrozenLinear};
 use crate::layer::LoraLayer;
@@ -66,7 +66,8 @@ impl LoraLayer<FrozenLinear> {
     /// A·B.
     ///
     /// # Errors
-    /// When the weight has no adapter of Burn's, or is quantised; as [`LoraAdapter::from_burn`].
+    /// When the weight has no adapter of Burn's, is quantised, or is in a type that its device does not compute
+    /// in; as [`LoraAdapter::from_burn`].
     ///
     /// # Example
     /// ```
@@ -94,6 +95,7 @@ impl LoraLayer<FrozenLinear> {
             let found = format!("{:?}; dequantise the layer first", base.dtype());
             return Err(Error::setting("weight", "f64, f32, f16 or bf16", found));
         }
+        check_weight(&base)?;
         let adapter = LoraAdapter::from_burn(adapter)?;
         let ([d_input, d_output], [rows, _], [_, columns]) =
             (base.dims(), adapter.lora_a.dims(), adapter.lora_b.dims());

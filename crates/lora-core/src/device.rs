@@ -450,8 +450,8 @@ pub fn check_dtype(device: &Device, dtype: DType) -> Result<()> {
     if supports_dtype(device, dtype) {
         return Ok(());
     }
-    let supported = dtypes(device);
-    Err(ErrorKind::DeviceDtype { device: device_name(device), dtype, supported }.into())
+    let (path, device, supported) = (String::new(), device_name(device), dtypes(device));
+    Err(ErrorKind::DeviceDtype { path, device, dtype, supported }.into())
 }
 
 /// A device for messages, in the words of [`device_by_name`] as far as Burn tells it.

@@ -87,7 +87,11 @@ impl Error {
     pub(crate) fn at(mut self, layer: &str) -> Self {
         match self.0.as_mut() {
             ErrorKind::Setting { found, .. } => found.push_str(&format!(" for {layer}")),
-            ErrorKind::AlreadyAdapted { path } if path.is_empty() => *path = layer.to_owned(),
+            ErrorKind::AlreadyAdapted { path } | ErrorKind::DeviceDtype { path, .. }
+                if path.is_empty() =>
+            {
+                *path = layer.to_owned();
+            }
             _ => {}
         }
         self
@@ -258,11 +262,14 @@ pub enum ErrorKind {
     },
     /// A device cannot compute in a floating-point type.
     #[error(
-        "device {device}: expected weights in {}, found {}; choose one of those, or another device",
+        "device {device}: expected weights in {}, found {}{}; choose one of those, or another device",
         supported.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(" or "),
-        dtype.name()
+        dtype.name(),
+        if path.is_empty() { String::new() } else { format!(" for {path}") }
     )]
     DeviceDtype {
+        /// The layer; empty where none is meant, or one that stands alone.
+        path: String,
         /// The device's name.
         device: String,
         /// The type that was asked for.

@@ -5,6 +5,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use crate::adapter::{LoraAdapter, check_weight, column_squares, full_of, in_dtype, in_full, on};
 use crate::config::AdapterConfig;
+use crate::device::check_dtype;
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::{FrozenLayer, LayerKind, Weights, frozen_param};
 use crate::replacement::{Replacement, TokenRows};
@@ -504,7 +505,8 @@ pub trait AdaptableLayer: private::Sealed {
     /// Whether `adaptation` fits the layer.
     ///
     /// # Errors
-    /// When a shape does not fit, or the layer is in a type that its device does not compute in.
+    /// When a shape does not fit, or the layer or `adaptation` is in a type that the layer's device does not
+    /// compute in.
     fn check(&self, adaptation: &Adaptation) -> Result<()>;
 
     /// Freezes the layer and puts `adaptation` beside it.
@@ -532,6 +534,9 @@ pub(crate) mod private {
         fn copy_of_layer(&self) -> Replacement;
         fn new_adapter(&self, config: &AdapterConfig) -> Result<LoraAdapter>;
         fn frozen_squares(&self) -> Tensor<1>;
+        /// Whether the sizes fit, without a look at what the device computes in: what it cannot compute with
+        /// can be saved.
+        fn check_shapes(&self, adaptation: &Adaptation) -> Result<()>;
     }
 }
 
@@ -592,6 +597,14 @@ impl<F: FrozenLayer> private::Sealed for Adaptable<F> {
 
     fn new_adapter(&self, config: &AdapterConfig) -> Result<LoraAdapter> {
         LoraAdapter::for_layer(&self.frozen(), config)
+    }
+
+    fn check_shapes(&self, adaptation: &Adaptation) -> Result<()> {
+        let base = self.frozen();
+        match adaptation {
+            Adaptation::LowRank(adapter) => check_adapter(&base, adapter),
+            Adaptation::Replacement(replacement) => check_replacement(&base, replacement),
+        }
     }
 }
 
@@ -680,12 +693,13 @@ impl<F: FrozenLayer> AdaptableLayer for Adaptable<F> {
     }
 
     fn check(&self, adaptation: &Adaptation) -> Result<()> {
-        let base = self.frozen();
-        check_weight(&base.weight())?;
-        match adaptation {
-            Adaptation::LowRank(adapter) => check_adapter(&base, adapter),
-            Adaptation::Replacement(replacement) => check_replacement(&base, replacement),
+        use private::Sealed;
+        let weight = self.frozen().weight();
+        check_weight(&weight)?;
+        for dtype in dtypes(adaptation) {
+            check_dtype(&weight.device(), dtype)?;
         }
+        self.check_shapes(adaptation)
     }
 
     fn attach(&mut self, adaptation: Adaptation) -> Result<()> {
@@ -701,6 +715,17 @@ impl<F: FrozenLayer> AdaptableLayer for Adaptable<F> {
         let adaptation = self.adaptation()?;
         *self = Self::Dense(self.frozen().into_plain().no_grad());
         Some(adaptation)
+    }
+}
+
+/// The types of its matrices.
+fn dtypes(adaptation: &Adaptation) -> Vec<DType> {
+    match adaptation {
+        Adaptation::LowRank(adapter) => vec![adapter.lora_a.dtype(), adapter.lora_b.dtype()],
+        Adaptation::Replacement(Replacement { weight, tokens, .. }) => {
+            let weight = weight.as_ref().map(|weight| weight.dtype());
+            weight.into_iter().chain(tokens.as_ref().map(|tokens| tokens.rows.dtype())).collect()
+        }
     }
 }
 

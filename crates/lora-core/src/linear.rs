@@ -56,7 +56,8 @@ impl LoraLayer<FrozenLinear> {
     /// [`AdaptableLinear`], into which a wrapped layer converts.
     ///
     /// # Errors
-    /// When `rank` is 0 or above both of the layer's sizes, `alpha` is not a finite number above 0, or the weight is quantised.
+    /// When `rank` is 0 or above both of the layer's sizes, `alpha` is not a finite number above 0, or the weight is
+    /// quantised or in a type that its device does not compute in.
     pub fn wrap(layer: Linear, rank: usize, alpha: f64) -> Result<Self> {
         let config = LoraConfig { seed: fresh_seed(), ..LoraConfig::new(rank, alpha) };
         Self::with_config(layer, &config.resolve("")?)

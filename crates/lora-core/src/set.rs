@@ -74,7 +74,8 @@ impl AdapterSet {
     ///
     /// # Errors
     /// When a path is no layer of the model or stands twice, a layer has an adapter already, shapes do not fit,
-    /// or a layer of the model is merged. All of it is checked before anything is attached.
+    /// a layer or its adapter is in a type that the device does not compute in, or a layer of the model is
+    /// merged. All of it is checked before anything is attached.
     pub fn attach<M: Module + VisitLora>(self, model: M) -> Result<(M, InjectReport)> {
         check_unmerged(&model)?;
         self.check(&model)?;

@@ -226,8 +226,8 @@ impl AdapterSets {
     /// autodiff ([`Module::valid`]) the set acts without it.
     ///
     /// # Errors
-    /// When there is no such set, it does not fit the model, the model is merged, or is adapted by
-    /// something that is in no set; then nothing has changed.
+    /// When there is no such set, it does not fit the model (as [`AdapterSet::attach`]), the model is merged, or
+    /// is adapted by something that is in no set; then nothing has changed.
     pub fn activate<M: Module + VisitLora>(&mut self, model: &mut M, name: &str) -> Result<()> {
         let place = self.place(name)?;
         self.sets[place].1.check_shapes(model)?;

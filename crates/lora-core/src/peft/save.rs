@@ -108,7 +108,7 @@ fn layers<M: VisitLora>(
     let (mut layers, mut failure) = (Vec::new(), None);
     model.visit_lora("", &mut |path, layer| {
         let formed = layer.adaptation().map(|adaptation| -> Result<Adaptation> {
-            layer.check(&adaptation)?; // its parts can be changed by hand
+            layer.check_shapes(&adaptation)?; // its parts can be changed by hand
             Ok(match adaptation {
                 Adaptation::LowRank(adapter) => Adaptation::LowRank(form(adapter.into_plain())?),
                 other => other,

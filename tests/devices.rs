@@ -162,6 +162,7 @@ fn the_table_of_types_in_the_documentation_is_true_of_this_device() {
 fn a_layer_in_a_type_that_its_device_lacks_is_refused() {
     use burn::module::{Lora, Module};
     use burn::nn::Linear;
+    use burn::tensor::FloatDType;
     use lora_core::{
         AdaptableLayer, Adaptation, AdapterInfo, AdapterSet, LoadOptions, LoraAdapter, LoraLinear,
         Scaling, load_adapter, read_adapter, save_adapter,
@@ -193,9 +194,11 @@ fn a_layer_in_a_type_that_its_device_lacks_is_refused() {
     }
     let [a, b] = [[4, 2], [2, 3]].map(|dims| Tensor::<2>::ones(dims, &device).cast(DType::F16));
     let in_f16 = LoraAdapter::from_tensors(a, b, 4.0, Scaling::AlphaOverRank).unwrap();
+    let burn_in_f16 = Lora::new(2, 4.0).set_dtype(FloatDType::F16);
     let of_layer = [
         LoraLinear::wrap(in_half.clone(), 2, 4.0).unwrap_err(),
         LoraLinear::from_burn(half(layer.clone()).apply_lora(Lora::new(2, 4.0))).unwrap_err(),
+        LoraLinear::from_burn(layer.clone().apply_lora(burn_in_f16)).unwrap_err(),
         AdaptableLinear::from(in_half).attach(adaptation()).unwrap_err(),
         AdaptableLinear::from(layer).attach(Adaptation::LowRank(in_f16)).unwrap_err(),
     ];

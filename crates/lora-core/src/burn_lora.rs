@@ -14,6 +14,7 @@ use burn::nn::Linear;
 use burn::tensor::Tensor;
 
 use crate::adapter::{LoraAdapter, check_weight};
+use crate::device::check_dtype;
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::{FrozenLayer, FrozenLinear};
 use crate::layer::LoraLayer;
@@ -66,8 +67,8 @@ impl LoraLayer<FrozenLinear> {
     /// A·B.
     ///
     /// # Errors
-    /// When the weight has no adapter of Burn's, is quantised, or is in a type that its device does not compute
-    /// in; as [`LoraAdapter::from_burn`].
+    /// When the weight has no adapter of Burn's or is quantised; when it or the adapter is in a type that its
+    /// device does not compute in; as [`LoraAdapter::from_burn`].
     ///
     /// # Example
     /// ```
@@ -97,6 +98,7 @@ impl LoraLayer<FrozenLinear> {
         }
         check_weight(&base)?;
         let adapter = LoraAdapter::from_burn(adapter)?;
+        check_dtype(&base.device(), adapter.lora_a.dtype())?; // B has the same
         let ([d_input, d_output], [rows, _], [_, columns]) =
             (base.dims(), adapter.lora_a.dims(), adapter.lora_b.dims());
         if [rows, columns] != [d_input, d_output] {

@@ -100,7 +100,8 @@ pub(crate) fn frozen_beside_adapters<M: Module + VisitLora>(model: M) -> M {
 /// # Errors
 /// When an entry of a list or a pattern of `config` matches nothing, the settings contradict each other,
 /// a number cannot be used ([`ErrorKind::Config`] tells all of it at once), a target has an adapter
-/// already, or a layer is merged. All of it is checked before anything is attached.
+/// already, or a layer is merged: all of it is checked before anything is attached. When a target or its adapter
+/// is in a type that the device does not compute in.
 pub fn inject<M: Module + VisitLora>(model: M, config: &LoraConfig) -> Result<(M, InjectReport)> {
     check_unmerged(&model)?;
     let plan = Plan::new(&model, config, |mut selection, problems| {

@@ -718,15 +718,19 @@ impl<F: FrozenLayer> AdaptableLayer for Adaptable<F> {
     }
 }
 
-/// The types of its matrices.
+/// The types of all that trains in it.
 fn dtypes(adaptation: &Adaptation) -> Vec<DType> {
-    match adaptation {
-        Adaptation::LowRank(adapter) => vec![adapter.lora_a.dtype(), adapter.lora_b.dtype()],
-        Adaptation::Replacement(Replacement { weight, tokens, .. }) => {
-            let weight = weight.as_ref().map(|weight| weight.dtype());
-            weight.into_iter().chain(tokens.as_ref().map(|tokens| tokens.rows.dtype())).collect()
+    let (matrices, vectors) = match adaptation {
+        Adaptation::LowRank(adapter) => (
+            [Some(&adapter.lora_a), Some(&adapter.lora_b)],
+            [&adapter.lora_bias, &adapter.magnitude, &adapter.base_bias],
+        ),
+        Adaptation::Replacement(Replacement { weight, bias, tokens }) => {
+            ([weight.as_ref(), tokens.as_ref().map(|tokens| &tokens.rows)], [bias, &None, &None])
         }
-    }
+    };
+    let matrices = matrices.into_iter().flatten().map(|matrix| matrix.dtype());
+    matrices.chain(vectors.into_iter().flatten().map(|vector| vector.dtype())).collect()
 }
 
 fn check_adapter<F: FrozenLayer>(base: &F, adapter: &LoraAdapter) -> Result<()> {

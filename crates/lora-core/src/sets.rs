@@ -152,7 +152,7 @@ impl AdapterSets {
     ///
     /// # Errors
     /// When there is no such set, the model is merged, or is adapted by something that is in no set;
-    /// then nothing has changed.
+    /// then nothing has changed. When what is left of a sum cannot be put on, as [`activate`](Self::activate).
     pub fn remove<M: Module + VisitLora>(
         &mut self,
         model: &mut M,

@@ -40,7 +40,8 @@ use crate::merge::{MergeReport, MergedLayer};
 /// When a file cannot be read or is damaged; when the adapter has a tensor for which the checkpoint has
 /// no weight of that shape (all of them are named); when it changes an embedding that is also the head
 /// (merge the loaded model instead, which parts the two); when the adapter was made over another base;
-/// when a merged weight would be NaN or infinite; when `output` exists. Then `output` is not there.
+/// when a weight is in a type that the device does not compute in; when a merged weight would be NaN or infinite;
+/// when `output` exists. Then `output` is not there.
 ///
 /// # Example
 /// ```no_run

@@ -164,8 +164,9 @@ pub fn read_adapter<M: VisitLora>(
 /// Whether the devices of these layers compute in their types.
 fn check_weights<M: VisitLora>(model: &M, paths: &[&str]) -> Result<()> {
     let mut checked = Ok(());
+    let mut left = paths.iter().peekable(); // in the model's order
     model.visit_lora("", &mut |path, layer| {
-        if checked.is_ok() && paths.contains(&path) {
+        if left.next_if(|planned| **planned == path).is_some() && checked.is_ok() {
             checked = check_weight(&layer.weight()).map_err(|error| error.at(path));
         }
     });

@@ -227,6 +227,30 @@ fn an_adapter_beside_a_layer_in_a_type_that_its_device_lacks_is_saved() {
     assert_eq!(back[0].as_lora().unwrap().adapter().lora_a.val().into_data(), a);
 }
 
+/// WGSL has no bf16, but a tensor of it can be there.
+#[test]
+#[cfg(feature = "wgpu")]
+fn a_folder_for_a_layer_in_a_type_without_kernels_is_refused() {
+    use burn::module::Param;
+    use burn::nn::Linear;
+    use burn::tensor::TensorData;
+    use lora_core::{AdapterInfo, LoraLinear, load_adapter, save_adapter};
+    let device = device_from_env().unwrap();
+    if !lora_core::compiles_kernels(&device) || supports_dtype(&device, DType::BF16) {
+        return;
+    }
+    let layer = LinearConfig::new(4, 3).with_bias(false).init(&device);
+    let temp = tempfile::tempdir().unwrap();
+    let folder = temp.path().join("adapter");
+    let lora = AdaptableLinear::from(LoraLinear::wrap(layer, 2, 4.0).unwrap());
+    save_adapter(&vec![lora], &folder, &AdapterInfo::default()).unwrap();
+    let ones = TensorData::ones::<f32, _>([4, 3]).convert_dtype(DType::BF16);
+    let weight = Param::from_tensor(Tensor::from_data(ones, (&device, DType::BF16)));
+    let model = vec![AdaptableLinear::from(Linear { weight, bias: None })];
+    let error = load_adapter(model, &folder).unwrap_err().to_string();
+    assert!(error.starts_with("device wgpu") && error.contains("found bf16 for 0; "), "{error}");
+}
+
 /// As the same table says: an error of the program that a device sees, or a loss that nobody takes for one.
 #[test]
 fn a_target_that_is_no_class_is_seen() {

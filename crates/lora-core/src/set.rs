@@ -104,11 +104,11 @@ impl AdapterSet {
 
     pub(crate) fn check<M: VisitLora>(&self, model: &M) -> Result<()> {
         check_bare(model, |path| self.get(path).is_some())?;
-        self.check_shapes(model)
+        self.check_layers(model)
     }
 
     /// Whether it fits the model's layers, whatever adapts them at the moment.
-    pub(crate) fn check_shapes<M: VisitLora>(&self, model: &M) -> Result<()> {
+    pub(crate) fn check_layers<M: VisitLora>(&self, model: &M) -> Result<()> {
         let mut fits = vec![false; self.entries.len()];
         let mut failure = None;
         if let Some(twice) = self.twice() {

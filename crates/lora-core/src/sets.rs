@@ -230,7 +230,7 @@ impl AdapterSets {
     /// is adapted by something that is in no set; then nothing has changed.
     pub fn activate<M: Module + VisitLora>(&mut self, model: &mut M, name: &str) -> Result<()> {
         let place = self.place(name)?;
-        self.sets[place].1.check_shapes(model)?;
+        self.sets[place].1.check_layers(model)?;
         let live = self.unmerged(model)?;
         if live.is_empty() {
             *model = frozen(model.clone());
@@ -443,7 +443,7 @@ impl AdapterSets {
     /// The same, where all of the named sets fit the model.
     fn prepared<M: VisitLora>(&self, model: &M, names: &[&str]) -> Result<Vec<Live>> {
         for name in names {
-            self.get(name)?.check_shapes(model)?;
+            self.get(name)?.check_layers(model)?;
         }
         self.unmerged(model)
     }

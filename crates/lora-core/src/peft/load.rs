@@ -16,7 +16,7 @@ use super::fingerprint::fingerprint;
 use super::keys::{self, Part, Slot};
 use super::{CONFIG_FILE, FINGERPRINT, PICKLE_FILE, WEIGHTS_FILE};
 use crate::adapter::{
-    LoraAdapter, adapter_dtype, check_grouped, check_weight, column_squares, in_dtype, in_full,
+    LoraAdapter, adapter_dtype, check_grouped, column_squares, in_dtype, in_full,
 };
 use crate::config::AdapterConfig;
 use crate::error::{Error, ErrorKind, Result, first_few};
@@ -146,7 +146,6 @@ pub fn read_adapter<M: VisitLora>(
     // Of all the layers that the file means, whether or not their tensors are there.
     let paths: Vec<String> = plan.parts.iter().map(|(path, _)| path.clone()).collect();
     let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
-    check_weights(model, &paths)?; // before something is computed with them
     let here = made_over.as_ref().map(|_| fingerprint(model, &paths));
     let same_base = made_over.as_ref().map(|made_over| Some(made_over) == here.as_ref());
     let reader = Reader::new(&tensors);
@@ -159,18 +158,6 @@ pub fn read_adapter<M: VisitLora>(
         return Err(ErrorKind::OtherBase { path: folder.to_owned() }.into());
     }
     Ok((set, LoadReport { same_base, ..report }))
-}
-
-/// Whether the devices of these layers compute in their types.
-fn check_weights<M: VisitLora>(model: &M, paths: &[&str]) -> Result<()> {
-    let mut checked = Ok(());
-    let mut left = paths.iter().peekable(); // in the model's order
-    model.visit_lora("", &mut |path, layer| {
-        if left.next_if(|planned| **planned == path).is_some() && checked.is_ok() {
-            checked = check_weight(&layer.weight()).map_err(|error| error.at(path));
-        }
-    });
-    checked
 }
 
 /// The weights' file of the adapter in `folder`.

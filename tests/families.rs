@@ -466,45 +466,96 @@ impl ModuleVisitor for NamedGradients<'_> {
 #[test]
 fn loss_and_gradients_are_those_of_torch() {
     for folder in families() {
-        let device = lora_core::device_from_env().unwrap().autodiff();
-        let decoder = load(&folder, WeightDtype::F32, &device);
-        let loss = loss(&decoder, ids(&folder, &device));
-        let value: f32 = loss.clone().into_scalar();
-        let expected = f32s(&folder, "loss")[0];
-        let loss_apart = (value - expected).abs() / expected;
-        let gradients = loss.backward();
-
-        let mut worst = (0f32, String::new());
-        let mut seen = 0;
-        let family = decoder.config().family.name;
-        let mut named =
-            NamedGradients { family, gradients: &gradients, path: vec![], found: vec![] };
-        decoder.visit(&mut named);
-        for (name, found) in named.found {
-            let expected = f32s(&folder, &format!("grad.{name}"));
-            let found = found.unwrap_or_else(|| vec![0.0; expected.len()]); // an expert without tokens
-            let apart = match expected.iter().all(|value| *value == 0.0) {
-                true => found.iter().map(|value| value.abs()).sum(), // NaN too is not 0
-                false => largest_difference(&found, &expected),
-            };
-            if apart > worst.0 || apart.is_nan() {
-                worst = (apart, name);
-            }
-            seen += 1;
-        }
-        assert_eq!(seen, decoder.config().tensor_shapes().len());
-        println!(
-            "{:<22} loss {loss_apart:.1e}, {seen} gradients {:.1e} ({})",
-            name(&folder),
-            worst.0,
-            worst.1
-        );
-        assert!(loss_apart <= 1e-5, "{}: {value} for {expected}", name(&folder));
-        assert!(worst.0 <= 1e-5, "{}: {worst:?}", name(&folder));
+        compare_with_torch(&folder, &lora_core::device_from_env().unwrap().autodiff());
     }
 }
 
-/// As often as asked, or until the model's end.
+/// What a backend computes again anyway, and what Burn does besides, go together.
+#[test]
+fn with_gradient_checkpointing_they_are_too() {
+    for family in ["mistral", "qwen3", "qwen3_moe"] {
+        let device = lora_core::device_from_env().unwrap().autodiff().gradient_checkpointing();
+        compare_with_torch(&golden("families").join(family), &device);
+    }
+}
+
+fn compare_with_torch(folder: &Path, device: &Device) {
+    let decoder = load(folder, WeightDtype::F32, device);
+    let loss = loss(&decoder, ids(folder, device));
+    let value: f32 = loss.clone().into_scalar();
+    let expected = f32s(folder, "loss")[0];
+    let loss_apart = (value - expected).abs() / expected;
+    let gradients = loss.backward();
+
+    let mut worst = (0f32, String::new());
+    let mut seen = 0;
+    let family = decoder.config().family.name;
+    let mut named = NamedGradients { family, gradients: &gradients, path: vec![], found: vec![] };
+    decoder.visit(&mut named);
+    for (name, found) in named.found {
+        let expected = f32s(folder, &format!("grad.{name}"));
+        let found = found.unwrap_or_else(|| vec![0.0; expected.len()]); // an expert without tokens
+        let apart = match expected.iter().all(|value| *value == 0.0) {
+            true => found.iter().map(|value| value.abs()).sum(), // NaN too is not 0
+            false => largest_difference(&found, &expected),
+        };
+        if apart > worst.0 || apart.is_nan() {
+            worst = (apart, name);
+        }
+        seen += 1;
+    }
+    assert_eq!(seen, decoder.config().tensor_shapes().len());
+    println!(
+        "{:<22} loss {loss_apart:.1e}, {seen} gradients {:.1e} ({})",
+        name(folder),
+        worst.0,
+        worst.1
+    );
+    assert!(loss_apart <= 1e-5, "{}: {value} for {expected}", name(folder));
+    assert!(worst.0 <= 1e-5, "{}: {worst:?}", name(folder));
+}
+
+/// Gradients of adapters on every linear layer over frozen weights, by layer and factor.
+fn adapter_gradients(folder: &Path, device: &Device) -> Vec<(String, Vec<f32>)> {
+    let config = LoraConfig { init: Init::GaussianA { std: None }, ..LoraConfig::new(2, 4.0) };
+    let decoder = load(folder, WeightDtype::F32, device);
+    let (mut model, _) = inject(decoder, &config).unwrap();
+    model.visit_lora_mut("", &mut |_, layer| {
+        if let Some(adapter) = layer.adapter_mut() {
+            let b = adapter.lora_b.val();
+            // Not zero, so that A gets a gradient too.
+            adapter.lora_b = Param::from_tensor(b.ones_like().mul_scalar(0.1));
+        }
+    });
+    let gradients = loss(&model, ids(folder, device)).backward();
+    let mut found = vec![];
+    model.visit_lora("", &mut |path, layer| {
+        let Some(adapter) = layer.adapter() else { return };
+        for (factor, values) in [("A", &adapter.lora_a), ("B", &adapter.lora_b)] {
+            if let Some(gradient) = values.val().grad(&gradients) {
+                found.push((format!("{path}.{factor}"), gradient.into_data().iter().collect()));
+            }
+        }
+    });
+    found
+}
+
+/// Over frozen weights and with trained ones, norms and gates have other inputs that are computed again.
+#[test]
+fn gradient_checkpointing_changes_no_gradient_of_an_adapter() {
+    let device = lora_core::device_from_env().unwrap().autodiff();
+    for family in ["mistral", "qwen3"] {
+        let folder = golden("families").join(family);
+        let plain = adapter_gradients(&folder, &device);
+        let again = adapter_gradients(&folder, &device.clone().gradient_checkpointing());
+        assert_eq!((plain.len(), again.len()), (28, 28), "{family}"); // 2 blocks of 7 layers
+        for ((name, plain), (_, again)) in plain.iter().zip(&again) {
+            let apart = largest_difference(again, plain);
+            assert!(apart <= 2e-6, "{family} {name}: {apart:e}");
+        }
+    }
+}
+
 fn greedy(decoder: &Decoder, prompt: &[u32], count: usize) -> Vec<u32> {
     decoder.generate(prompt, count, Sampling::greedy(), |_| {}).unwrap()
 }

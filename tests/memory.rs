@@ -12,7 +12,7 @@ use std::process::Command;
 use burn::module::{Lora, Module};
 use burn::nn::{Initializer, LinearConfig};
 use burn::tensor::{Device, Distribution, Tensor};
-use lora_core::{AdaptableLinear, AdapterInfo, LoraConfig, LoraLinear, inject};
+use lora_core::{AdaptableLinear, AdapterInfo, LoraConfig, LoraLinear, TargetModules, inject};
 use lora_core::{merge_checkpoint, save_adapter};
 use lora_models::{
     Decoder, DecoderConfig, RandomWeights, SaveOptions, WeightDtype, open_weights, read_config,
@@ -43,6 +43,10 @@ fn child() {
         let (base, adapter) = (folder.join("base"), folder.join("adapter"));
         merge_checkpoint(base, adapter, folder.join("merged"), &Device::flex()).unwrap();
         println!("peak {}", resident("VmHWM") - before);
+        return;
+    }
+    if let Some(targets) = case.strip_prefix("activations ") {
+        println!("peak {}", activations(targets));
         return;
     }
     if let Some(peak) = read_or_write(&case) {
@@ -96,6 +100,62 @@ fn an_adapter_adds_at_most_8_mb_to_a_frozen_layer() {
     assert!(ours - frozen <= 8.0, "lora-core {ours:.1} MiB, frozen {frozen:.1} MiB");
     // The yardstick works: a dense update is seen.
     assert!(burn - frozen > 40.0, "Burn's apply_lora {burn:.1} MiB, frozen {frozen:.1} MiB");
+}
+
+/// A decoder whose activations are most of what it needs.
+const BLOCKS: usize = 8;
+const HIDDEN: usize = 256;
+const INTERMEDIATE: usize = 1024;
+const KEYS: usize = 128; // 2 heads of 64
+const BATCH: [usize; 2] = [4, 256];
+
+/// What is held between the passes of a step in which these layers are adapted, in MiB.
+fn activations(targets: &str) -> f64 {
+    let config = DecoderConfig {
+        vocab_size: 64,
+        hidden_size: HIDDEN,
+        intermediate_size: INTERMEDIATE,
+        num_hidden_layers: BLOCKS,
+        num_attention_heads: HIDDEN / 64,
+        num_key_value_heads: KEYS / 64,
+        head_dim: 64,
+        sliding_window: None,
+        ..read_config(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny_llama"))
+            .unwrap()
+    };
+    let (weights, device) = (RandomWeights::new(&config, 1).unwrap(), Device::flex().autodiff());
+    let decoder = Decoder::from_weights_as(&config, &weights, WeightDtype::F32, &device).unwrap();
+    let target_modules = TargetModules::names(targets.split(' '));
+    let lora = LoraConfig { target_modules, ..LoraConfig::new(4, 8.0) };
+    let (decoder, _) = inject(decoder, &lora).unwrap();
+    let [rows, length] = BATCH;
+    let ids: Vec<i32> = (0..rows * length).map(|at| at as i32 % 64).collect();
+    let mut held = 0.0;
+    for _ in 0..2 {
+        // the first time brings what the program keeps
+        let ids = decoder.token_tensor(&ids, rows);
+        let before = resident("VmRSS");
+        let loss = decoder.forward(ids).mean();
+        held = resident("VmRSS") - before;
+        drop(loss.backward());
+    }
+    held
+}
+
+/// Of a block: what comes into its norms, q, k, v, gate and up; and what attention gives, where the layer after it is
+/// adapted. What the norms and the gate give is computed again.
+#[test]
+fn a_step_keeps_no_output_of_a_norm_or_a_gate() {
+    let least = 2 * HIDDEN + (HIDDEN + 2 * KEYS) + 2 * INTERMEDIATE;
+    let all = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj";
+    for (targets, each) in [(all, least + HIDDEN), ("q_proj v_proj", least)] {
+        let tokens = BATCH[0] * BATCH[1];
+        let expected = (BLOCKS * each * tokens * size_of::<f32>()) as f64 / 1024.0 / 1024.0;
+        let held = peak(&format!("activations {targets}"));
+        println!("{targets}: {held:.1} MiB between the passes, blocks keep {expected:.1}");
+        assert!(held <= 1.05 * expected, "{targets}: {held:.1} MiB for {expected:.1} MiB");
+        assert!(held >= 0.9 * expected, "{targets}: {held:.1} MiB: what is measured here?");
+    }
 }
 
 /// A checkpoint of 16 tensors of 16 MiB is merged with a few of them in memory at a time.

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::frozen::{FrozenLinear, apply};
 use crate::init::fresh_seed;
 use crate::layer::{Adaptable, LoraLayer};
-use crate::ops::{check_shapes, fold_rows, lora_linear_over};
+use crate::ops::{check_shapes, fold_rows, fold_rows_of, lora_linear_over};
 use crate::samples::for_each_row;
 
 /// A frozen linear layer with a trainable low-rank update.
@@ -102,7 +102,7 @@ impl LoraLayer<FrozenLinear> {
                 updated(apply(rows.clone(), weight, joined), update, scale, bias)
             });
         }
-        fold_rows(input, |rows| {
+        fold_rows_of(input, |input, rows| {
             if let Some(dropped) = self.adapter.dropped(&rows) {
                 let (a, b, scaling) = self.factors();
                 let update = dropped.matmul(a).mul_scalar(scaling).matmul(b);
@@ -125,7 +125,7 @@ impl LoraLayer<FrozenLinear> {
                     (apply(x, w, joined), self.column_scale())
                 }
             };
-            let output = lora_linear_over(product, rows, weight, a, b, scaling);
+            let output = lora_linear_over(product, input, weight, a, b, scaling);
             let [scale, bias] =
                 [scale, trained.or(added)].map(|own| own.map(|values| values.unsqueeze()));
             finished(output, scale, bias, dtype)

@@ -7,7 +7,7 @@
 //! - dx = g W^T + (scaling g B^T) A^T, `[rows, d_input]`
 //!
 //! W is a constant: no gradient of its shape is ever formed, nor the product A·B. What is kept
-//! between the passes is x (which the layer's caller holds anyway) and scaling·xA, `[rows, rank]`.
+//! between the passes is x, unless what made it says how it is computed again, and scaling·xA, `[rows, rank]`.
 
 // burn-ndarray and burn-tch are deprecated in 0.22, and the features that name them are opt-in.
 #![allow(deprecated)]
@@ -30,7 +30,7 @@ use burn::backend::autodiff::{
     ops::{Backward, Ops, OpsKind},
 };
 use burn::backend::{Backend, Dispatch, TensorMetadata, backend_extension, tensor::FloatTensor};
-use burn::tensor::{DType, FloatDType, Tensor};
+use burn::tensor::{DType, FloatDType, Shape, Tensor};
 
 /// The operations that a backend may do better than their definitions.
 #[backend_extension(
@@ -42,8 +42,8 @@ use burn::tensor::{DType, FloatDType, Tensor};
     Fusion: cfg(any(feature = "wgpu", feature = "cuda"))
 )]
 pub trait LoraOps: Backend {
-    /// x W + scaling (x A) B, all of rank 2, with x W, or x W + b, as the `product` that is given. `weight`
-    /// is for the gradient alone.
+    /// x W + scaling (x A) B with x W, or x W + b, as the `product` that is given: x `[..., d_input]`, of which no
+    /// axis is empty, the others of rank 2, with as many rows as x has when folded. `weight` is for the gradient alone.
     #[fusion(default)]
     fn lora_linear(
         product: FloatTensor<Self>,
@@ -53,7 +53,7 @@ pub trait LoraOps: Backend {
         lora_b: FloatTensor<Self>,
         scaling: f64,
     ) -> FloatTensor<Self> {
-        let down = Self::scaled_product(x, lora_a, scaling);
+        let down = Self::scaled_product(rows::<Self>(x), lora_a, scaling);
         Self::add_product(product, down, lora_b)
     }
 
@@ -114,6 +114,16 @@ pub trait LoraOps: Backend {
 fn with_bias<B: Backend>(product: FloatTensor<B>, bias: FloatTensor<B>) -> FloatTensor<B> {
     let columns = bias.shape()[0];
     B::float_add(product, B::float_reshape(bias, [1, columns].into()))
+}
+
+/// x `[..., columns]` as `[rows, columns]`.
+fn rows<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let shape = x.shape();
+    let last = shape.num_dims() - 1;
+    match last {
+        1 => x,
+        _ => B::float_reshape(x, [shape[..last].iter().product(), shape[last]].into()),
+    }
 }
 
 fn in_dtype<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
@@ -205,8 +215,9 @@ struct LoraLinearBackward;
 
 #[derive(Debug, Clone)]
 struct Saved<B: Backend> {
-    x: NodeId,              // [rows, d_input]
-    down: FloatTensor<B>,   // scaling x A, [rows, rank]
+    x: NodeId,    // [..., d_input], as the graph has it, so that it can be computed again
+    shape: Shape, // that of x
+    down: FloatTensor<B>, // scaling x A, [rows, rank]
     weight: FloatTensor<B>, // [d_input, d_output]
     lora_a: FloatTensor<B>, // [d_input, rank]
     lora_b: FloatTensor<B>, // [rank, d_output]
@@ -237,13 +248,13 @@ impl<B: Backend + LoraOps> Backward<B, 3> for LoraLinearBackward {
         let up = B::float_transpose(saved.lora_b);
         let up = B::scaled_product(g.clone(), up, saved.scaling); // scaling g B^T, [rows, rank]
         if let Some(node) = node_a {
-            let da = B::transposed_product(x, up.clone());
+            let da = B::transposed_product(rows::<B>(x), up.clone());
             grads.register::<B>(node.id, in_dtype::<B>(da, saved.lora_a.dtype()));
         }
         if let Some(node) = node_x {
             let dx = B::product(g, B::float_transpose(saved.weight));
             let dx = B::add_product(dx, up, B::float_transpose(saved.lora_a));
-            grads.register::<B>(node.id, dx);
+            grads.register::<B>(node.id, B::float_reshape(dx, saved.shape));
         }
     }
 }
@@ -323,9 +334,11 @@ impl<B: Backend + LoraOps, C: CheckpointStrategy> LoraOps for Autodiff<B, C> {
                 let node_x = prepared.checkpoint(&x);
                 let (x, weight) = (x.into_primitive(), weight.into_primitive());
                 let (lora_a, lora_b) = (lora_a.into_primitive(), lora_b.into_primitive());
-                let down = B::scaled_product(x, lora_a.clone(), scaling);
+                let shape = x.shape();
+                let down = B::scaled_product(rows::<B>(x), lora_a.clone(), scaling);
                 let y = B::add_product(product, down.clone(), lora_b.clone());
-                prepared.finish(Saved { x: node_x, down, weight, lora_a, lora_b, scaling }, y)
+                let saved = Saved { x: node_x, shape, down, weight, lora_a, lora_b, scaling };
+                prepared.finish(saved, y)
             }
             OpsKind::UnTracked(prepared) => prepared.finish(B::lora_linear(
                 product,
@@ -423,10 +436,11 @@ pub(crate) fn check_shapes(
 }
 
 /// The same with x W, or x W + b, as `product`, where the caller has it: without autodiff, so that it is a constant
-/// whatever the checkpointing of x is.
-pub(crate) fn lora_linear_over(
+/// whatever the checkpointing of x is; and of an x with more axes, none of them empty, which are folded into rows here.
+/// Folded by Burn's `reshape` before, x would be kept as that gave it, where what made it could compute it again.
+pub(crate) fn lora_linear_over<const D: usize>(
     product: Tensor<2>,
-    x: Tensor<2>,
+    x: Tensor<D>,
     weight: Tensor<2>,
     lora_a: Tensor<2>,
     lora_b: Tensor<2>,

@@ -18,20 +18,27 @@ pub(crate) fn fold_rows<const D: usize>(
     input: Tensor<D>,
     f: impl FnOnce(Tensor<2>) -> Tensor<2>,
 ) -> Tensor<D> {
+    fold_rows_of(input, |_, rows| f(rows))
+}
+
+/// The same with the input as it was beside its rows, for an operation that folds it itself.
+pub(crate) fn fold_rows_of<const D: usize>(
+    input: Tensor<D>,
+    f: impl FnOnce(Tensor<D>, Tensor<2>) -> Tensor<2>,
+) -> Tensor<D> {
     let mut dims = input.dims();
-    let rows: usize = dims[..D - 1].iter().product();
     let (device, dtype) = (input.device(), input.dtype());
     // In a shape that is asked of `reshape`, Burn takes a 0 as "the size that was there", and ndarray panics where it
     // multiplies nothing: instead of no rows some are computed, one along each axis without any, for width and dtype.
-    let some = dims[..D - 1].iter().map(|size| (*size).max(1)).product();
-    let folded = match rows {
-        0 => Tensor::zeros([some, dims[D - 1]], (&device, dtype)),
-        rows => input.reshape([rows, dims[D - 1]]),
-    };
-    let output = f(folded);
+    let mut some = dims;
+    some[..D - 1].iter_mut().for_each(|size| *size = (*size).max(1));
+    let is_empty = some != dims;
+    let input = if is_empty { Tensor::zeros(some, (&device, dtype)) } else { input };
+    let rows = input.clone().reshape([some[..D - 1].iter().product(), dims[D - 1]]);
+    let output = f(input, rows);
     dims[D - 1] = output.dims()[1];
-    match rows {
-        0 => Tensor::zeros(dims, (&device, output.dtype())),
-        _ => output.reshape(dims),
+    match is_empty {
+        true => Tensor::zeros(dims, (&device, output.dtype())),
+        false => output.reshape(dims),
     }
 }

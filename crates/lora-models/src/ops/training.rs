@@ -2,11 +2,18 @@
 //!
 //! Each function gives `None` on other backends and for tensors of another form; the caller's own operations are
 //! for those. Burn's operations one after the other keep the result of each for the backward pass, and go over it on
-//! one thread; these keep their inputs alone, with gradient checkpointing too.
+//! one thread; these keep their inputs alone, with gradient checkpointing too. The output of a norm and of the gate,
+//! which the layer after it asks for in its backward pass, is computed again there: that is a pass over it, and of a
+//! block's activations it would be a third.
 
 use burn::backend::autodiff::{
-    Autodiff,
-    checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+    Autodiff, NodeId,
+    checkpoint::{
+        base::Checkpointer,
+        retro_forward::RetroForward,
+        state::BackwardStates,
+        strategy::{BalancedCheckpointing, CheckpointStrategy},
+    },
     grads::Gradients,
     ops::{Backward, Ops, OpsKind},
 };
@@ -102,6 +109,69 @@ impl TrainingOps for Flex {
     fn train_cross_entropy(logits: FlexTensor, targets: FlexTensor) -> FlexTensor {
         lora_flex::cross_entropy(&in_one_piece(logits), &classes(&targets))
             .expect("cross_entropy: targets below the number of logits in a row")
+    }
+}
+
+/// A tensor of a graph, whatever the device's checkpointing is.
+type Tracked = FloatTensor<Autodiff<Flex>>;
+
+/// What an operation is computed again of.
+#[derive(Debug)]
+enum Input {
+    Node(NodeId),
+    Constant(FlexTensor), // what has no gradient is in no graph
+}
+
+impl Input {
+    fn of(tensor: &Tracked) -> Self {
+        match tensor.is_tracked() {
+            true => Self::Node(tensor.id()),
+            false => Self::Constant(tensor.primitive().clone()),
+        }
+    }
+
+    fn value(&self, states: &mut BackwardStates) -> FlexTensor {
+        match self {
+            Self::Node(id) => states.get_state(id),
+            Self::Constant(tensor) => tensor.clone(),
+        }
+    }
+}
+
+/// Prepares an operation whose output, where the backward pass asks for it, is computed `again`.
+fn prepare_again<O: Backward<Flex, N>, const N: usize>(
+    operation: O,
+    inputs: [&Tracked; N],
+    again: impl RetroForward,
+) -> OpsKind<O, Flex, O::State, BalancedCheckpointing, N> {
+    let prepared = operation.prepare::<BalancedCheckpointing>(inputs.map(|input| input.node()));
+    let tracked: Vec<&Tracked> = inputs.into_iter().filter(|input| input.is_tracked()).collect();
+    match tracked.is_empty() {
+        true => prepared.compute_bound().stateful(), // outside of every graph nothing is computed again
+        false => prepared.memory_bound().retro_forward(again).parents(tracked).stateful(),
+    }
+}
+
+#[derive(Debug)]
+struct NormAgain {
+    inputs: [Input; 2], // x and gamma
+    epsilon: f64,
+}
+
+impl RetroForward for NormAgain {
+    fn forward(&self, states: &mut BackwardStates, to: NodeId) {
+        let [x, gamma] = self.inputs.each_ref().map(|input| input.value(states));
+        states.save(to, Flex::train_rms_norm(x, gamma, self.epsilon));
+    }
+}
+
+#[derive(Debug)]
+struct GatedAgain([Input; 2]); // gate and up
+
+impl RetroForward for GatedAgain {
+    fn forward(&self, states: &mut BackwardStates, to: NodeId) {
+        let [gate, up] = self.0.each_ref().map(|input| input.value(states));
+        states.save(to, Flex::train_gated(gate, up));
     }
 }
 
@@ -225,7 +295,8 @@ impl<C: CheckpointStrategy> TrainingOps for Autodiff<Flex, C> {
         gamma: FloatTensor<Self>,
         epsilon: f64,
     ) -> FloatTensor<Self> {
-        let prepared = FromInputs.prepare::<C>([x.node(), gamma.node()]).compute_bound().stateful();
+        let again = NormAgain { inputs: [Input::of(&x), Input::of(&gamma)], epsilon };
+        let prepared = prepare_again(FromInputs, [&x, &gamma], again);
         let [x, gamma] = [x.into_primitive(), gamma.into_primitive()].map(in_one_piece);
         let y = Flex::train_rms_norm(x.clone(), gamma.clone(), epsilon);
         match prepared {
@@ -267,7 +338,8 @@ impl<C: CheckpointStrategy> TrainingOps for Autodiff<Flex, C> {
     }
 
     fn train_gated(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        let prepared = Gated.prepare::<C>([gate.node(), up.node()]).compute_bound().stateful();
+        let again = GatedAgain([Input::of(&gate), Input::of(&up)]);
+        let prepared = prepare_again(Gated, [&gate, &up], again);
         let [gate, up] = [gate.into_primitive(), up.into_primitive()].map(in_one_piece);
         let y = Flex::train_gated(gate.clone(), up.clone());
         match prepared {

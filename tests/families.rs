@@ -540,7 +540,7 @@ fn adapter_gradients(folder: &Path, device: &Device) -> Vec<(String, Vec<f32>)> 
     found
 }
 
-/// Over frozen weights and with trained ones, norms and gates have other inputs that are computed again.
+/// Over frozen weights; in the tests above everything trains.
 #[test]
 fn gradient_checkpointing_changes_no_gradient_of_an_adapter() {
     let device = lora_core::device_from_env().unwrap().autodiff();
@@ -556,6 +556,7 @@ fn gradient_checkpointing_changes_no_gradient_of_an_adapter() {
     }
 }
 
+/// As often as asked, or until the model's end.
 fn greedy(decoder: &Decoder, prompt: &[u32], count: usize) -> Vec<u32> {
     decoder.generate(prompt, count, Sampling::greedy(), |_| {}).unwrap()
 }

@@ -17,7 +17,7 @@ use crate::adapter::{LoraAdapter, check_weight};
 use crate::device::check_dtype;
 use crate::error::{Error, ErrorKind, Result};
 use crate::frozen::{FrozenLayer, FrozenLinear};
-use crate::layer::LoraLayer;
+use crate::layer::{LoraLayer, check_adapter};
 use crate::scaling::Scaling;
 
 impl LoraAdapter {
@@ -99,14 +99,10 @@ impl LoraLayer<FrozenLinear> {
         check_weight(&base)?;
         let adapter = LoraAdapter::from_burn(adapter)?;
         check_dtype(&base.device(), adapter.lora_a.dtype())?; // B has the same
-        let ([d_input, d_output], [rows, _], [_, columns]) =
-            (base.dims(), adapter.lora_a.dims(), adapter.lora_b.dims());
-        if [rows, columns] != [d_input, d_output] {
-            let expected = format!("A of {d_input} rows and B of {d_output} columns");
-            return Err(Error::setting("adapter", expected, format!("{rows} and {columns}")));
-        }
         let weight = Param::initialized(layer.weight.id, base);
-        Ok(Self::over(FrozenLinear::new(Linear { weight, bias: layer.bias }), adapter))
+        let base = FrozenLinear::new(Linear { weight, bias: layer.bias });
+        check_adapter(&base, &adapter)?;
+        Ok(Self::over(base, adapter))
     }
 
     /// The layer with Burn's own adapter on its weight; the weight and the bias stay frozen.

@@ -733,7 +733,7 @@ fn dtypes(adaptation: &Adaptation) -> Vec<DType> {
     matrices.chain(vectors.into_iter().flatten().map(|vector| vector.dtype())).collect()
 }
 
-fn check_adapter<F: FrozenLayer>(base: &F, adapter: &LoraAdapter) -> Result<()> {
+pub(crate) fn check_adapter<F: FrozenLayer>(base: &F, adapter: &LoraAdapter) -> Result<()> {
     let [group_input, d_output] = base.weight().dims();
     let (groups, rank) = (base.groups(), adapter.rank());
     let expected = ([group_input * groups, rank], [rank / groups, d_output]);

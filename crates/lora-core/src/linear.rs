@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::frozen::{FrozenLinear, apply};
 use crate::init::fresh_seed;
 use crate::layer::{Adaptable, LoraLayer};
-use crate::ops::{check_shapes, fold_rows, fold_rows_of, lora_linear_over};
+use crate::ops::{as_rows, check_shapes, fold_rows, lora_linear_over, unfolded};
 use crate::samples::for_each_row;
 
 /// A frozen linear layer with a trainable low-rank update.
@@ -102,14 +102,15 @@ impl LoraLayer<FrozenLinear> {
                 updated(apply(rows.clone(), weight, joined), update, scale, bias)
             });
         }
-        fold_rows_of(input, |input, rows| {
-            if let Some(dropped) = self.adapter.dropped(&rows) {
+        unfolded(input, |input| {
+            if let Some(dropped) = self.adapter.dropped(&input) {
                 let (a, b, scaling) = self.factors();
-                let update = dropped.matmul(a).mul_scalar(scaling).matmul(b);
+                let update = as_rows(dropped).matmul(a).mul_scalar(scaling).matmul(b);
                 let [scale, bias] =
                     [self.column_scale(), added].map(|own| own.map(|values| values.unsqueeze()));
-                return updated(apply(rows, weight, joined), update, scale, bias);
+                return updated(apply(as_rows(input), weight, joined), update, scale, bias);
             }
+            let rows = as_rows(input.clone().without_autodiff());
             let ((a, b), scaling, dtype) =
                 (self.adapter.factors(), self.adapter.scaling(), rows.dtype());
             check_shapes(&rows, &weight, &a, &b);
@@ -121,11 +122,11 @@ impl LoraLayer<FrozenLinear> {
             let (product, scale) = match self.product_and_column_scale(&rows) {
                 Some((product, scale)) => (product, Some(scale)),
                 None => {
-                    let [x, w] = [&rows, &weight].map(|tensor| tensor.clone().without_autodiff());
-                    (apply(x, w, joined), self.column_scale())
+                    let weight = weight.clone().without_autodiff();
+                    (apply(rows.clone(), weight, joined), self.column_scale())
                 }
             };
-            let output = lora_linear_over(product, input, weight, a, b, scaling);
+            let output = lora_linear_over(product, input, rows, weight, a, b, scaling);
             let [scale, bias] =
                 [scale, trained.or(added)].map(|own| own.map(|values| values.unsqueeze()));
             finished(output, scale, bias, dtype)

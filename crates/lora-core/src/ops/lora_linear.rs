@@ -42,18 +42,19 @@ use burn::tensor::{DType, FloatDType, Shape, Tensor};
     Fusion: cfg(any(feature = "wgpu", feature = "cuda"))
 )]
 pub trait LoraOps: Backend {
-    /// x W + scaling (x A) B with x W, or x W + b, as the `product` that is given: x `[..., d_input]`, of which no
-    /// axis is empty, the others of rank 2, with as many rows as x has when folded. `weight` is for the gradient alone.
+    /// x W + scaling (x A) B with x W, or x W + b, as the `product` that is given. All are of rank 2 but x, `[...,
+    /// d_input]`, of which `rows` are the values, folded, without gradients. x and `weight` are for the gradients alone.
     #[fusion(default)]
     fn lora_linear(
         product: FloatTensor<Self>,
-        x: FloatTensor<Self>,
+        _x: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
         _weight: FloatTensor<Self>,
         lora_a: FloatTensor<Self>,
         lora_b: FloatTensor<Self>,
         scaling: f64,
     ) -> FloatTensor<Self> {
-        let down = Self::scaled_product(rows::<Self>(x), lora_a, scaling);
+        let down = Self::scaled_product(rows, lora_a, scaling);
         Self::add_product(product, down, lora_b)
     }
 
@@ -114,16 +115,6 @@ pub trait LoraOps: Backend {
 fn with_bias<B: Backend>(product: FloatTensor<B>, bias: FloatTensor<B>) -> FloatTensor<B> {
     let columns = bias.shape()[0];
     B::float_add(product, B::float_reshape(bias, [1, columns].into()))
-}
-
-/// x `[..., columns]` as `[rows, columns]`.
-fn rows<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
-    let shape = x.shape();
-    let last = shape.num_dims() - 1;
-    match last {
-        1 => x,
-        _ => B::float_reshape(x, [shape[..last].iter().product(), shape[last]].into()),
-    }
 }
 
 fn in_dtype<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
@@ -215,9 +206,10 @@ struct LoraLinearBackward;
 
 #[derive(Debug, Clone)]
 struct Saved<B: Backend> {
-    x: NodeId,    // [..., d_input], as the graph has it, so that it can be computed again
-    shape: Shape, // that of x
-    down: FloatTensor<B>, // scaling x A, [rows, rank]
+    /// Where A gets a gradient. `[..., d_input]` as the graph has it, which may compute it again.
+    x: Option<NodeId>,
+    shape: Shape,           // that of x
+    down: FloatTensor<B>,   // scaling x A, [rows, rank]
     weight: FloatTensor<B>, // [d_input, d_output]
     lora_a: FloatTensor<B>, // [d_input, rank]
     lora_b: FloatTensor<B>, // [rank, d_output]
@@ -236,7 +228,6 @@ impl<B: Backend + LoraOps> Backward<B, 3> for LoraLinearBackward {
         let [node_x, node_a, node_b] = ops.parents;
         let g = grads.consume::<B>(&ops.node); // [rows, d_output]
         let saved = ops.state;
-        let x: FloatTensor<B> = checkpointer.retrieve_node_output(saved.x);
 
         if let Some(node) = node_b {
             let db = B::transposed_product(saved.down, g.clone());
@@ -247,8 +238,10 @@ impl<B: Backend + LoraOps> Backward<B, 3> for LoraLinearBackward {
         }
         let up = B::float_transpose(saved.lora_b);
         let up = B::scaled_product(g.clone(), up, saved.scaling); // scaling g B^T, [rows, rank]
-        if let Some(node) = node_a {
-            let da = B::transposed_product(rows::<B>(x), up.clone());
+        if let (Some(node), Some(x)) = (node_a, saved.x) {
+            let x: FloatTensor<B> = checkpointer.retrieve_node_output(x);
+            let rows = [g.shape()[0], saved.lora_a.shape()[0]];
+            let da = B::transposed_product(B::float_reshape(x, rows.into()), up.clone());
             grads.register::<B>(node.id, in_dtype::<B>(da, saved.lora_a.dtype()));
         }
         if let Some(node) = node_x {
@@ -319,23 +312,23 @@ impl<B: Backend + LoraOps, C: CheckpointStrategy> LoraOps for Autodiff<B, C> {
     fn lora_linear(
         product: FloatTensor<Self>,
         x: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         lora_a: FloatTensor<Self>,
         lora_b: FloatTensor<Self>,
         scaling: f64,
     ) -> FloatTensor<Self> {
-        let product = product.into_primitive();
+        let (product, rows) = (product.into_primitive(), rows.into_primitive());
         let prepared = LoraLinearBackward
             .prepare::<C>([x.node(), lora_a.node(), lora_b.node()])
             .compute_bound()
             .stateful();
         match prepared {
             OpsKind::Tracked(mut prepared) => {
-                let node_x = prepared.checkpoint(&x);
-                let (x, weight) = (x.into_primitive(), weight.into_primitive());
+                let node_x = lora_a.is_tracked().then(|| prepared.checkpoint(&x));
+                let (shape, weight) = (x.shape(), weight.into_primitive());
                 let (lora_a, lora_b) = (lora_a.into_primitive(), lora_b.into_primitive());
-                let shape = x.shape();
-                let down = B::scaled_product(rows::<B>(x), lora_a.clone(), scaling);
+                let down = B::scaled_product(rows, lora_a.clone(), scaling);
                 let y = B::add_product(product, down.clone(), lora_b.clone());
                 let saved = Saved { x: node_x, shape, down, weight, lora_a, lora_b, scaling };
                 prepared.finish(saved, y)
@@ -343,6 +336,7 @@ impl<B: Backend + LoraOps, C: CheckpointStrategy> LoraOps for Autodiff<B, C> {
             OpsKind::UnTracked(prepared) => prepared.finish(B::lora_linear(
                 product,
                 x.into_primitive(),
+                rows,
                 weight.into_primitive(),
                 lora_a.into_primitive(),
                 lora_b.into_primitive(),
@@ -410,8 +404,9 @@ pub fn lora_linear(
     scaling: f64,
 ) -> Tensor<2> {
     check_shapes(&x, &weight, &lora_a, &lora_b);
-    let product = product(x.clone().without_autodiff(), weight.clone().without_autodiff());
-    lora_linear_over(product, x, weight, lora_a, lora_b, scaling)
+    let rows = x.clone().without_autodiff();
+    let product = product(rows.clone(), weight.clone().without_autodiff());
+    lora_linear_over(product, x, rows, weight, lora_a, lora_b, scaling)
 }
 
 /// # Panics
@@ -435,12 +430,13 @@ pub(crate) fn check_shapes(
     );
 }
 
-/// The same with x W, or x W + b, as `product`, where the caller has it: without autodiff, so that it is a constant
-/// whatever the checkpointing of x is; and of an x with more axes, none of them empty, which are folded into rows here.
-/// Folded by Burn's `reshape` before, x would be kept as that gave it, where what made it could compute it again.
+/// The same with x W, or x W + b, as `product`, where the caller has it, and of an x with more axes, none of them empty,
+/// whose values are `rows`. Both are without autodiff: constants, whatever the checkpointing of x is. Of x the graph has
+/// what made it, which may compute it again; folded by Burn's `reshape`, it would be kept as that gave it.
 pub(crate) fn lora_linear_over<const D: usize>(
     product: Tensor<2>,
     x: Tensor<D>,
+    rows: Tensor<2>,
     weight: Tensor<2>,
     lora_a: Tensor<2>,
     lora_b: Tensor<2>,
@@ -449,6 +445,7 @@ pub(crate) fn lora_linear_over<const D: usize>(
     Tensor::from_dispatch(<Dispatch as LoraOps>::lora_linear(
         product.into_dispatch(),
         x.into_dispatch(),
+        rows.into_dispatch(),
         weight.into_dispatch(),
         lora_a.into_dispatch(),
         lora_b.into_dispatch(),

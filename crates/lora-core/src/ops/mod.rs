@@ -18,27 +18,33 @@ pub(crate) fn fold_rows<const D: usize>(
     input: Tensor<D>,
     f: impl FnOnce(Tensor<2>) -> Tensor<2>,
 ) -> Tensor<D> {
-    fold_rows_of(input, |_, rows| f(rows))
+    unfolded(input, |input| f(as_rows(input)))
 }
 
-/// The same with the input as it was beside its rows, for an operation that folds it itself.
-pub(crate) fn fold_rows_of<const D: usize>(
+/// The same for an `f` that folds its input itself, of which no axis is empty but the last may be.
+pub(crate) fn unfolded<const D: usize>(
     input: Tensor<D>,
-    f: impl FnOnce(Tensor<D>, Tensor<2>) -> Tensor<2>,
+    f: impl FnOnce(Tensor<D>) -> Tensor<2>,
 ) -> Tensor<D> {
     let mut dims = input.dims();
     let (device, dtype) = (input.device(), input.dtype());
     // In a shape that is asked of `reshape`, Burn takes a 0 as "the size that was there", and ndarray panics where it
     // multiplies nothing: instead of no rows some are computed, one along each axis without any, for width and dtype.
-    let mut some = dims;
-    some[..D - 1].iter_mut().for_each(|size| *size = (*size).max(1));
-    let is_empty = some != dims;
-    let input = if is_empty { Tensor::zeros(some, (&device, dtype)) } else { input };
-    let rows = input.clone().reshape([some[..D - 1].iter().product(), dims[D - 1]]);
-    let output = f(input, rows);
+    let some = dims.map(|size| size.max(1));
+    let is_empty = dims[..D - 1].contains(&0);
+    let output = f(match is_empty {
+        true => Tensor::zeros([&some[..D - 1], &dims[D - 1..]].concat(), (&device, dtype)),
+        false => input,
+    });
     dims[D - 1] = output.dims()[1];
     match is_empty {
         true => Tensor::zeros(dims, (&device, output.dtype())),
         false => output.reshape(dims),
     }
+}
+
+/// `[..., columns]` as `[rows, columns]`.
+pub(crate) fn as_rows<const D: usize>(input: Tensor<D>) -> Tensor<2> {
+    let dims = input.dims();
+    input.reshape([dims[..D - 1].iter().product(), dims[D - 1]])
 }

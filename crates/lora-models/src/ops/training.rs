@@ -2,9 +2,9 @@
 //!
 //! Each function gives `None` on other backends and for tensors of another form; the caller's own operations are
 //! for those. Burn's operations one after the other keep the result of each for the backward pass, and go over it on
-//! one thread; these keep their inputs alone, with gradient checkpointing too. The output of a norm and of the gate,
-//! which the layer after it asks for in its backward pass, is computed again there: that is a pass over it, and of a
-//! block's activations it would be a third.
+//! one thread; these keep their inputs at most, with gradient checkpointing too. The output of a norm and of the gate,
+//! which an adapted layer after it asks for in its backward pass, is computed again there: that costs a pass over it;
+//! kept, these outputs would be a third of a block's activations.
 
 use burn::backend::autodiff::{
     Autodiff, NodeId,

@@ -281,6 +281,44 @@ fn inputs_of_any_rank_give_the_same_rows() {
     assert_eq!(layer.forward(none).dims(), [2, 0, D_OUTPUT]);
 }
 
+/// Also of an input that is not in one piece, and of factors of which one does not train.
+#[test]
+fn inputs_of_any_rank_get_the_gradients_of_their_rows() {
+    for [a_trains, b_trains] in [[true, true], [false, true], [true, false]] {
+        let mut layer = trained_layer(DType::F32);
+        let adapter = layer.adapter_mut();
+        adapter.lora_a = adapter.lora_a.clone().set_require_grad(a_trains);
+        adapter.lora_b = adapter.lora_b.clone().set_require_grad(b_trains);
+        let (a, b) = (layer.adapter().lora_a.val(), layer.adapter().lora_b.val());
+        let x = tensor(&values(12 * D_INPUT, 8), [12, D_INPUT], DType::F32).require_grad();
+        let g = tensor(&values(12 * D_OUTPUT, 9), [12, D_OUTPUT], DType::F32);
+
+        let swapped = x.clone().reshape([4, 3, D_INPUT]).swap_dims(0, 1);
+        let y = layer.forward(swapped.clone());
+        assert_eq!(y.dims(), [3, 4, D_OUTPUT]);
+        let y = y.reshape([12, D_OUTPUT]);
+        let found = (y.clone() * g.clone()).sum().backward();
+
+        let rows = swapped.reshape([12, D_INPUT]);
+        let update = rows.clone().matmul(a.clone()).matmul(b.clone()) * SCALING;
+        let bias = layer.base().bias().unwrap().unsqueeze();
+        let composed = rows.matmul(layer.base().weight()) + bias + update;
+        let expected = (composed.clone() * g).sum().backward();
+
+        let host = |tensor: Tensor<2>| tensor.into_data().iter::<f64>().collect::<Vec<_>>();
+        assert_close("y", y, &host(composed), 2e-6);
+        for (name, leaf, trains) in [("dx", x, true), ("dA", a, a_trains), ("dB", b, b_trains)] {
+            match (leaf.grad(&found), leaf.grad(&expected)) {
+                (Some(found), Some(expected)) if trains => {
+                    assert_close(name, found, &host(expected), 2e-6);
+                }
+                (None, None) if !trains => {}
+                (found, _) => panic!("{name}, A {a_trains}, B {b_trains}: {found:?}"),
+            }
+        }
+    }
+}
+
 #[test]
 fn the_first_step_moves_a_and_not_b() {
     let layer = LoraLinear::wrap(linear(D_INPUT, D_OUTPUT), RANK, ALPHA).unwrap();

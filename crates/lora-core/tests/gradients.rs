@@ -293,13 +293,13 @@ fn inputs_of_any_rank_get_the_gradients_of_their_rows() {
         let x = tensor(&values(12 * D_INPUT, 8), [12, D_INPUT], DType::F32).require_grad();
         let g = tensor(&values(12 * D_OUTPUT, 9), [12, D_OUTPUT], DType::F32);
 
-        let swapped = x.clone().reshape([4, 3, D_INPUT]).swap_dims(0, 1);
-        let y = layer.forward(swapped.clone());
+        let swapped = || x.clone().reshape([4, 3, D_INPUT]).swap_dims(0, 1);
+        let y = layer.forward(swapped());
         assert_eq!(y.dims(), [3, 4, D_OUTPUT]);
         let y = y.reshape([12, D_OUTPUT]);
         let found = (y.clone() * g.clone()).sum().backward();
 
-        let rows = swapped.reshape([12, D_INPUT]);
+        let rows = swapped().reshape([12, D_INPUT]);
         let update = rows.clone().matmul(a.clone()).matmul(b.clone()) * SCALING;
         let bias = layer.base().bias().unwrap().unsqueeze();
         let composed = rows.matmul(layer.base().weight()) + bias + update;

@@ -165,9 +165,13 @@ mod tests {
 
     /// A layer as Burn's `apply_lora` leaves it after some training.
     fn burns(device: &Device) -> Linear {
+        with_rows_of_a(6, device)
+    }
+
+    fn with_rows_of_a(rows: usize, device: &Device) -> Linear {
         let layer = LinearConfig::new(6, 4).init(device);
         let adapter = BurnAdapter {
-            a: random(&Tensor::zeros([6, 3], device)),
+            a: random(&Tensor::zeros([rows, 3], device)),
             b: random(&Tensor::zeros([3, 4], device)),
             scale: 1.7,
         };
@@ -242,6 +246,14 @@ mod tests {
         let x = input(&device);
         assert!(apart(layer.forward(x.clone()), theirs.forward(x)) <= 1e-6);
         assert_eq!((layer.adapter.rank(), layer.adapter.alpha()), (2, 8.0));
+    }
+
+    #[test]
+    fn an_adapter_of_another_size_is_refused() {
+        let layer = with_rows_of_a(5, &crate::device_from_env().unwrap());
+        let error = LoraLinear::from_burn(layer).unwrap_err().to_string();
+        let expected = "adapter: expected A [6, 3] and B [3, 4], found A [5, 3] and B [3, 4]";
+        assert_eq!(error, expected);
     }
 
     #[test]

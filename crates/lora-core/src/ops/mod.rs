@@ -30,12 +30,10 @@ pub(crate) fn unfolded<const D: usize>(
     let (device, dtype) = (input.device(), input.dtype());
     // In a shape that is asked of `reshape`, Burn takes a 0 as "the size that was there", and ndarray panics where it
     // multiplies nothing: instead of no rows some are computed, one along each axis without any, for width and dtype.
-    let some = dims.map(|size| size.max(1));
-    let is_empty = dims[..D - 1].contains(&0);
-    let output = f(match is_empty {
-        true => Tensor::zeros([&some[..D - 1], &dims[D - 1..]].concat(), (&device, dtype)),
-        false => input,
-    });
+    let mut some = dims;
+    some[..D - 1].iter_mut().for_each(|size| *size = (*size).max(1));
+    let is_empty = some != dims;
+    let output = f(if is_empty { Tensor::zeros(some, (&device, dtype)) } else { input });
     dims[D - 1] = output.dims()[1];
     match is_empty {
         true => Tensor::zeros(dims, (&device, output.dtype())),

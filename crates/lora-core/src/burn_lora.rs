@@ -68,7 +68,8 @@ impl LoraLayer<FrozenLinear> {
     ///
     /// # Errors
     /// When the weight has no adapter of Burn's or is quantised; when it or the adapter is in a type that its
-    /// device does not compute in; as [`LoraAdapter::from_burn`].
+    /// device does not compute in; when A's rows or B's columns are not the weight's; as
+    /// [`LoraAdapter::from_burn`].
     ///
     /// # Example
     /// ```

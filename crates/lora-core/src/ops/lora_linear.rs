@@ -6,8 +6,9 @@
 //! - dA = x^T (scaling g B^T), `[d_input, rank]`
 //! - dx = g W^T + (scaling g B^T) A^T, `[rows, d_input]`
 //!
-//! W is a constant: no gradient of its shape is ever formed, nor the product A·B. What is kept
-//! between the passes is x, unless what made it says how it is computed again, and scaling·xA, `[rows, rank]`.
+//! W is a constant: no gradient of its shape is ever formed, nor the product A·B. What is kept between the passes is
+//! scaling·xA, `[rows, rank]`, and where A gets a gradient x, unless what made it says how it is computed again. An x
+//! that is a view keeps all that it is a view of.
 
 // burn-ndarray and burn-tch are deprecated in 0.22, and the features that name them are opt-in.
 #![allow(deprecated)]

@@ -21,7 +21,7 @@ pub(crate) fn fold_rows<const D: usize>(
     unfolded(input, |input| f(as_rows(input)))
 }
 
-/// The same for an `f` that folds its input itself, of which no axis is empty but the last may be.
+/// The same for an `f` that folds its input itself. It never gets an input without rows; the last axis may be empty.
 pub(crate) fn unfolded<const D: usize>(
     input: Tensor<D>,
     f: impl FnOnce(Tensor<D>) -> Tensor<2>,

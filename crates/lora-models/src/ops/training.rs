@@ -112,8 +112,8 @@ impl TrainingOps for Flex {
     }
 }
 
-/// A tensor of a graph, whatever the device's checkpointing is.
-type Tracked = FloatTensor<Autodiff<Flex>>;
+/// A tensor on an autodiff device, whatever its checkpointing is.
+type AutodiffFlexTensor = FloatTensor<Autodiff<Flex>>;
 
 /// What an operation is computed again of.
 #[derive(Debug)]
@@ -123,7 +123,7 @@ enum Input {
 }
 
 impl Input {
-    fn of(tensor: &Tracked) -> Self {
+    fn of(tensor: &AutodiffFlexTensor) -> Self {
         match tensor.is_tracked() {
             true => Self::Node(tensor.id()),
             false => Self::Constant(tensor.primitive().clone()),
@@ -139,13 +139,13 @@ impl Input {
 }
 
 /// Prepares an operation whose output, where the backward pass asks for it, is computed `again`.
-fn prepare_again<O: Backward<Flex, N>, const N: usize>(
+fn prepare_recomputed<O: Backward<Flex, N>, const N: usize>(
     operation: O,
-    inputs: [&Tracked; N],
+    inputs: [&AutodiffFlexTensor; N],
     again: impl RetroForward,
 ) -> OpsKind<O, Flex, O::State, BalancedCheckpointing, N> {
     let prepared = operation.prepare::<BalancedCheckpointing>(inputs.map(|input| input.node()));
-    let tracked: Vec<&Tracked> = inputs.into_iter().filter(|input| input.is_tracked()).collect();
+    let tracked: Vec<_> = inputs.into_iter().filter(|input| input.is_tracked()).collect();
     match tracked.is_empty() {
         true => prepared.compute_bound().stateful(), // outside of every graph nothing is computed again
         false => prepared.memory_bound().retro_forward(again).parents(tracked).stateful(),
@@ -153,12 +153,12 @@ fn prepare_again<O: Backward<Flex, N>, const N: usize>(
 }
 
 #[derive(Debug)]
-struct NormAgain {
+struct RecomputeNorm {
     inputs: [Input; 2], // x and gamma
     epsilon: f64,
 }
 
-impl RetroForward for NormAgain {
+impl RetroForward for RecomputeNorm {
     fn forward(&self, states: &mut BackwardStates, to: NodeId) {
         let [x, gamma] = self.inputs.each_ref().map(|input| input.value(states));
         states.save(to, Flex::train_rms_norm(x, gamma, self.epsilon));
@@ -166,9 +166,9 @@ impl RetroForward for NormAgain {
 }
 
 #[derive(Debug)]
-struct GatedAgain([Input; 2]); // gate and up
+struct RecomputeGated([Input; 2]); // gate and up
 
-impl RetroForward for GatedAgain {
+impl RetroForward for RecomputeGated {
     fn forward(&self, states: &mut BackwardStates, to: NodeId) {
         let [gate, up] = self.0.each_ref().map(|input| input.value(states));
         states.save(to, Flex::train_gated(gate, up));
@@ -295,8 +295,8 @@ impl<C: CheckpointStrategy> TrainingOps for Autodiff<Flex, C> {
         gamma: FloatTensor<Self>,
         epsilon: f64,
     ) -> FloatTensor<Self> {
-        let again = NormAgain { inputs: [Input::of(&x), Input::of(&gamma)], epsilon };
-        let prepared = prepare_again(FromInputs, [&x, &gamma], again);
+        let again = RecomputeNorm { inputs: [Input::of(&x), Input::of(&gamma)], epsilon };
+        let prepared = prepare_recomputed(FromInputs, [&x, &gamma], again);
         let [x, gamma] = [x.into_primitive(), gamma.into_primitive()].map(in_one_piece);
         let y = Flex::train_rms_norm(x.clone(), gamma.clone(), epsilon);
         match prepared {
@@ -338,8 +338,8 @@ impl<C: CheckpointStrategy> TrainingOps for Autodiff<Flex, C> {
     }
 
     fn train_gated(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        let again = GatedAgain([Input::of(&gate), Input::of(&up)]);
-        let prepared = prepare_again(Gated, [&gate, &up], again);
+        let again = RecomputeGated([Input::of(&gate), Input::of(&up)]);
+        let prepared = prepare_recomputed(Gated, [&gate, &up], again);
         let [gate, up] = [gate.into_primitive(), up.into_primitive()].map(in_one_piece);
         let y = Flex::train_gated(gate.clone(), up.clone());
         match prepared {
@@ -436,8 +436,9 @@ pub(crate) fn cross_entropy(logits: &Tensor<2>, targets: &Tensor<1, Int>) -> Opt
 #[cfg(test)]
 mod tests {
     use burn::module::Param;
-    use burn::nn::{RmsNorm, RmsNormConfig};
+    use burn::nn::{LinearConfig, RmsNorm, RmsNormConfig};
     use burn::tensor::TensorData;
+    use lora_core::LoraLinear;
 
     use super::*;
     use crate::{attention, loss, mlp, norm};
@@ -518,6 +519,46 @@ mod tests {
                 norm::by_operations(&ones, x.clone()) * gamma.unsqueeze()
             };
             check("gamma", [gamma.clone()], bound, kernel, operations);
+        }
+    }
+
+    /// A layer after a norm or a gate takes their output as it is computed again, of constants too.
+    #[test]
+    fn a_layer_gets_the_same_gradient_of_what_is_computed_again() {
+        for (dtype, bound) in TYPES {
+            let mut base = LinearConfig::new(40, 24).with_bias(false).init(&device());
+            base.weight = Param::from_tensor(leaf([40, 24], 7, dtype).detach());
+            let layer = LoraLinear::wrap(base, 4, 8.0).unwrap();
+            let gradient = |x: Tensor<3>| {
+                let y = layer.forward(x).cast(DType::F32);
+                let weights = leaf(y.dims(), 9, DType::F32).detach();
+                let gradients = (y * weights).sum().backward();
+                host(layer.adapter().lora_a.val().grad(&gradients).expect("a gradient of A"))
+            };
+            let [x, up] = [1, 2].map(|seed| leaf::<3>([2, 3, 40], seed, dtype));
+            let gamma = leaf([40], 3, dtype).set_require_grad(false);
+            let norm = RmsNorm {
+                gamma: Param::from_tensor(gamma.clone()),
+                ..RmsNormConfig::new(40).with_epsilon(1e-3).init(&device())
+            };
+            let [x_alone, up_alone] = [&x, &up].map(|input| input.clone().set_require_grad(false));
+            let gate = |gate: &Tensor<3>, up: &Tensor<3>| {
+                let operations = mlp::by_operations(gate.clone(), up.clone());
+                (gated(gate, up).unwrap(), operations)
+            };
+            let kernel = rms_norm(&x, &gamma, 1e-3).unwrap();
+            for (what, (kernel, operations)) in [
+                ("norm", (kernel, norm::by_operations(&norm, x.clone()))),
+                ("gate, up without a gradient", gate(&x, &up_alone)),
+                ("gate without a gradient", gate(&x_alone, &up)),
+            ] {
+                let (found, expected) = (gradient(kernel), gradient(operations));
+                let largest = expected.iter().fold(0.0, |most: f64, value| most.max(value.abs()));
+                for (found, expected) in found.iter().zip(&expected) {
+                    let apart = (found - expected).abs() / largest;
+                    assert!(apart <= bound, "{what} {dtype:?}: {found} for {expected}");
+                }
+            }
         }
     }
 
